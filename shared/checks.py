@@ -1,0 +1,67 @@
+"""引数の検査。誤った入力を、引数名・値・許される範囲を述べる日本語の例外で断る。"""
+
+import math
+
+
+def shown(value: object) -> str:
+    """例外メッセージに載せる値の表記を返す(長いものは 60 文字で切る)。"""
+    text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def require_text(value: object, name: str) -> str:
+    """`value` が UTF-8 に符号化できる str であることを確かめて返す。
+
+    Raises:
+        TypeError: str でないとき。
+        ValueError: 対になっていないサロゲートを含み、UTF-8 に符号化できないとき。
+    """
+    if not isinstance(value, str):
+        hint = "。bytes は .decode('utf-8') で文字列にしてください" if _is_bytes(value) else ""
+        raise TypeError(
+            f"{name} には文字列 (str) を渡してください: {shown(value)} ({type(value).__name__}){hint}"
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} の {error.start} 文字目に、単独のサロゲート U+{ord(value[error.start]):04X} が"
+            "あります。UTF-8 で表せないので取り除いてください"
+        ) from None
+    return value
+
+
+def require_int(value: object, name: str, minimum: int | None = None) -> int:
+    """`value` が整数で、`minimum` 以上であることを確かめて返す(bool は断る)。
+
+    Raises:
+        TypeError: 整数でないとき。
+        ValueError: `minimum` より小さいとき。
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} には整数を渡してください: {shown(value)} ({type(value).__name__})")
+    number = int(value)  # pyright: ignore[reportArgumentType]
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} は {minimum} 以上にしてください: {number}")
+    return number
+
+
+def require_number(value: object, name: str, minimum: float | None = None) -> float:
+    """`value` が有限の実数で、`minimum` 以上であることを確かめて返す(bool は断る)。
+
+    Raises:
+        TypeError: 数でないとき。
+        ValueError: NaN・無限大、または `minimum` より小さいとき。
+    """
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} には数を渡してください: {shown(value)} ({type(value).__name__})")
+    number = float(value)  # pyright: ignore[reportArgumentType]
+    if not math.isfinite(number):
+        raise ValueError(f"{name} は有限の数にしてください: {number}")
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name} は {minimum} 以上にしてください: {number}")
+    return number
+
+
+def _is_bytes(value: object) -> bool:
+    return isinstance(value, bytes | bytearray | memoryview)
