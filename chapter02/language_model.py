@@ -44,9 +44,8 @@ class TinyGPT(nn.Module):
         n_layers = require_int(n_layers, "n_layers", minimum=1)
         self.blocks = nn.ModuleList(Block(d_model) for _ in range(n_layers))
         self.norm = nn.LayerNorm(d_model)
-        for parameter in self.parameters():
-            if parameter.dim() == 2:
-                nn.init.normal_(parameter, std=0.02)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (B, T) から、各位置の次の id の logits (B, T, V) を計算する。

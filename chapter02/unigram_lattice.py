@@ -1,8 +1,8 @@
 """ラティス: 1 つの文字列のすべての分割を、辺の並びとして持つ有向非巡回グラフ。
 
-節点は文字と文字のあいだ 0, 1, ..., N であり、辺 (start, end) は断片 text[start:end] である。節点 0 から
-N への経路の 1 本が分割の 1 つにあたる。ユニグラム言語モデル (Kudo 2018, 3.1 節) では、分割の確率は辺の
-確率の積になるので、経路の和・最大・標本抽出がどれも動的計画法 1 回で済む。
+節点は文字と文字のあいだ 0, 1, ..., N であり、辺 (start, end) は断片 text[start:end] である。節点 0
+から N への経路の 1 本が分割の 1 つにあたる。ユニグラム言語モデル (Kudo 2018, 3.2 節) では、分割の確
+率は辺の確率の積になるので、経路の和・最大・標本抽出がどれも動的計画法 1 回で済む。
 """
 
 import heapq
@@ -40,7 +40,8 @@ class Lattice:
     def forward(self, power: float = 1.0) -> list[float]:
         """前向き対数確率を返す: log_alpha[j] = log Σ Π p(断片)^power(0 から j への全経路の和)。
 
-        漸化式は alpha_0 = 1, alpha_j = Σ_{(i, j)} alpha_i p(x_{i:j})^power である。経路のない節点は -inf。
+        漸化式は alpha_0 = 1, alpha_j = Σ_{(i, j)} alpha_i p(x_{i:j})^power である。経路のない節点は
+        -inf。
         """
         log_alpha = [0.0]
         for edges in self.incoming[1:]:
@@ -61,8 +62,8 @@ class Lattice:
     def posteriors(self) -> list[tuple[Edge, float]]:
         """各辺が使われる事後確率を (辺, 確率) の並びで返す。
 
-        P((i, j) | X) = alpha_i p(x_{i:j}) beta_j / alpha_N である。Kudo (2018) 3.2 節の E ステップは
-        これを断片ごとに足し合わせる。経路が 1 本もないときはすべて 0 とする。
+        P((i, j) | X) = alpha_i p(x_{i:j}) beta_j / alpha_N である。Kudo (2018) 3.2 節の E ステップ
+        はこれを断片ごとに足し合わせる。経路が 1 本もないときはすべて 0 とする。
         """
         log_alpha, log_beta = self.forward(), self.backward()
         total = log_alpha[self.length]
@@ -76,8 +77,8 @@ class Lattice:
     def nbest(self, n: int) -> list[tuple[list[Edge], float]]:
         """確率の高い順に、異なる経路を最大 `n` 本、(辺の並び, 対数確率 [nat]) で返す。
 
-        節点ごとに上位 n 本を残す動的計画法であり、手間は O(辺の数 × n log n) で必ず抑えられる。結果は
-        Kudo (2018) が挙げる Forward-DP Backward-A* と同じ(厳密な n-best)である。
+        節点ごとに上位 n 本を残す動的計画法であり、手間は O(辺の数 × n log n) で必ず抑えられる。結果
+        は Kudo (2018) が挙げる Forward-DP Backward-A* と同じ(厳密な n-best)である。
         """
         # best[j] の各要素は (対数確率, 最後の辺, その辺の始点での順位)。
         best: list[list[tuple[float, Edge | None, int]]] = [[(0.0, None, 0)]]
@@ -127,11 +128,11 @@ def viterbi(
 ) -> list[Edge] | None:
     """最も確率の高い経路を返す(なければ None)。ラティス全体は作らず、辺を始点の順に調べる。
 
-    漸化式は delta_0 = 0, delta_j = max_{(i, j)} (delta_i + log p(x_{i:j})) である。同点では始点の早い
-    (最後の断片の長い)ほうを取る。`single_precision` は delta を単精度で持つ。SentencePiece の実装が
-    そうしており、丸めの差で同点の勝ち負けが変わるので、同じ結果を得るにはまねる必要がある。
+    漸化式は delta_0 = 0, delta_j = max_{(i, j)} (delta_i + log p(x_{i:j})) である。同点では始点の早
+    い (最後の断片の長い)ほうを取る。`single_precision` は delta を単精度で持つ。SentencePiece の実
+    装がそうしており、丸めの差で同点の勝ち負けが変わるので、同じ結果を得るにはまねる必要がある。
     """
-    delta = array("f" if single_precision else "d", [-math.inf]) * (length + 1)
+    delta = array("f" if single_precision else "d", [-math.inf]) * (length + 2)
     delta[0] = 0.0
     last: list[Edge | None] = [None] * (length + 1)
     for start in range(length):
@@ -139,9 +140,9 @@ def viterbi(
         if here == -math.inf:
             continue
         for edge in edges_from(start):
-            score = here + edge.log_prob
-            if score > delta[edge.end]:
-                delta[edge.end] = score
+            delta[-1] = here + edge.log_prob  # 末尾の要素は、delta の精度に丸めるための作業用
+            if delta[-1] > delta[edge.end]:
+                delta[edge.end] = delta[-1]
                 last[edge.end] = edge
     if delta[length] == -math.inf:
         return None

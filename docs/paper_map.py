@@ -29,9 +29,18 @@ CHAPTERS = {
     "7": ("第7章 スケーリング則", "#56B4E9"),
     "8": ("第8章 評価", "#6F6F6F"),
 }
-COLUMNS, WIDTH, MARGIN = 6, 1080, 24
-NODE_W, NODE_H, GAP_X, ROW_H = 160, 48, 14, 82
-TOP, BAND_HEAD, BAND_FOOT, BAND_GAP = 92, 42, 0, 12
+# 同じ段に並べる章と、それぞれが使う列の数 (合わせて 6 列まで)。
+SHELVES = (
+    (("2", 6),),
+    (("3", 1), ("4", 5)),
+    (("5", 6),),
+    (("6", 6),),
+    (("7", 4), ("8", 2)),
+)
+WIDTH, MARGIN = 1080, 24
+NODE_W, NODE_H, GAP_X, GAP_Y = 160, 48, 14, 30
+TAG_H = 21  # 別の章の論文を指す札 1 枚の高さ
+TOP, BAND_HEAD, BAND_FOOT, BAND_GAP = 92, 40, 16, 10
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,10 @@ class Paper:
 
     @property
     def byline(self) -> str:
-        """「Sennrich ほか 2016」の形の著者と年。"""
+        """「Sennrichら 2016」の形の著者と年。"""
         authors = self.fields["author"].split(" and ")
         name = authors[0].split(",")[0].strip("{}")
-        return f"{name}{' ほか' if len(authors) > 1 else ''} {self.fields['year']}"
+        return f"{name}{'ら' if len(authors) > 1 else ''} {self.fields['year']}"
 
 
 def _comma_separated(value: str) -> list[str]:
@@ -104,47 +113,89 @@ def column_x(column: int) -> float:
     return MARGIN + NODE_W / 2 + column * (NODE_W + GAP_X)
 
 
-def place(papers: dict[str, Paper]) -> tuple[dict[str, tuple[float, float]], dict[str, float], int]:
-    """各論文の中心座標、各章の帯の上端、全体の高さを決める。
+def place(
+    papers: dict[str, Paper],
+) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float, float, float]], float]:
+    """各論文の中心座標、各章の帯 (x, y, 幅, 高さ)、全体の高さを決める。
 
     帯の中は builds_on の深さで行に分け、行の中は親のなるべく真下に来る列を総当たりで選ぶ。
     """
     position: dict[str, tuple[float, float]] = {}
-    bands: dict[str, float] = {}
-    y = TOP
-    for chapter in CHAPTERS:
-        members = [p for p in papers.values() if p.chapter == chapter]
-        bands[chapter] = y
-        y += BAND_HEAD
-        rank = {p.key: depth(papers, p.key, same_chapter=True) for p in members}
-        for level in sorted(set(rank.values())):
-            row = [p for p in members if rank[p.key] == level]
-            for start in range(0, len(row), COLUMNS):
-                chunk = row[start : start + COLUMNS]
-                for paper, column in zip(chunk, _best_columns(chunk, position), strict=True):
-                    position[paper.key] = (column_x(column), y + NODE_H / 2)
-                y += ROW_H
-        y += BAND_FOOT - (ROW_H - NODE_H) + 18 + BAND_GAP
-    return position, bands, y + 8
+    bands: dict[str, tuple[float, float, float, float]] = {}
+    tags = {key: len(found) for key, found in links(papers)[1].items()}
+    top = float(TOP)
+    for shelf in SHELVES:
+        first, bottom = 0, top
+        for chapter, count in shelf:
+            columns = range(first, first + count)
+            bottom = max(
+                bottom,
+                _place_chapter(
+                    papers, chapter, columns=columns, top=top, position=position, tags=tags
+                ),
+            )
+            first += count
+        first = 0
+        for chapter, count in shelf:
+            x = column_x(first) - NODE_W / 2 - 6
+            width = count * (NODE_W + GAP_X) - 2
+            bands[chapter] = (x, top, width, bottom - top)
+            first += count
+        top = bottom + BAND_GAP
+    return position, bands, top + 4
 
 
-def _best_columns(row: list[Paper], position: dict[str, tuple[float, float]]) -> tuple[int, ...]:
+def _place_chapter(
+    papers: dict[str, Paper],
+    chapter: str,
+    *,
+    columns: range,
+    top: float,
+    position: dict[str, tuple[float, float]],
+    tags: dict[str, int],
+) -> float:
+    """1 つの章の論文を position に書き込み、帯の下端を返す。"""
+    y = top + BAND_HEAD - GAP_Y
+    members = [p for p in papers.values() if p.chapter == chapter]
+    rank = {p.key: depth(papers, p.key, same_chapter=True) for p in members}
+    for level in sorted(set(rank.values())):
+        row = [p for p in members if rank[p.key] == level]
+        for start in range(0, len(row), len(columns)):
+            chunk = row[start : start + len(columns)]
+            y += GAP_Y + TAG_H * max(tags.get(p.key, 0) for p in chunk)
+            for paper, column in zip(
+                chunk, _best_columns(papers, chunk, columns, position), strict=True
+            ):
+                position[paper.key] = (column_x(column), y + NODE_H / 2)
+            y += NODE_H
+    return y + BAND_FOOT
+
+
+def _best_columns(
+    papers: dict[str, Paper],
+    row: list[Paper],
+    columns: range,
+    position: dict[str, tuple[float, float]],
+) -> tuple[int, ...]:
     wanted: list[float | None] = []
     for paper in row:
-        xs = [position[parent][0] for parent in paper.builds_on if parent in position]
+        near = [p for p in paper.builds_on if papers[p].chapter == paper.chapter]
+        xs = [position[parent][0] for parent in near]
         wanted.append(sum(xs) / len(xs) if xs else None)
 
-    def cost(columns: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-        moved = (
-            0.0 if w is None else abs(column_x(c) - w) for c, w in zip(columns, wanted, strict=True)
-        )
-        return (round(sum(moved), 3), columns)
+    def cost(chosen: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+        pairs = zip(chosen, wanted, strict=True)
+        moved = (0.0 if w is None else abs(column_x(c) - w) for c, w in pairs)
+        return (round(sum(moved), 3), chosen)
 
-    return min(itertools.permutations(range(COLUMNS), len(row)), key=cost)
+    return min(itertools.permutations(columns, len(row)), key=cost)
 
 
-def direct_edges(papers: dict[str, Paper]) -> list[tuple[str, str]]:
-    """(親, 子) の辺。ほかの辺をたどれば届く辺は、絵を見やすくするために省く。"""
+def links(papers: dict[str, Paper]) -> tuple[list[tuple[str, str]], dict[str, list[str]]]:
+    """章の中の (親, 子) の矢印と、子ごとの「別の章の親」(札にして子の上に置く)。
+
+    ほかの矢印をたどれば届くものは、絵を見やすくするために省く。
+    """
 
     def ancestors(key: str) -> set[str]:
         found: set[str] = set()
@@ -152,19 +203,24 @@ def direct_edges(papers: dict[str, Paper]) -> list[tuple[str, str]]:
             found |= {parent} | ancestors(parent)
         return found
 
-    edges: list[tuple[str, str]] = []
+    arrows: list[tuple[str, str]] = []
+    tags: dict[str, list[str]] = {}
     for child, paper in papers.items():
         for parent in paper.builds_on:
             others = (other for other in paper.builds_on if other != parent)
-            if not any(parent in ancestors(other) for other in others):
-                edges.append((parent, child))
-    return edges
+            if any(parent in ancestors(other) for other in others):
+                continue
+            if papers[parent].chapter == paper.chapter:
+                arrows.append((parent, child))
+            else:
+                tags.setdefault(child, []).append(parent)
+    return arrows, tags
 
 
 def _edge_svg(start: tuple[float, float], end: tuple[float, float], color: str) -> str:
     x1, y1 = start[0], start[1] + NODE_H / 2
     x2, y2 = end[0], end[1] - NODE_H / 2 - 5
-    bend = max(22.0, (y2 - y1) * 0.45)
+    bend = max(14.0, (y2 - y1) * 0.5)
     curve = f"M{x1:g} {y1:g}C{x1:g} {y1 + bend:g} {x2:g} {y2 - bend:g} {x2:g} {y2:g}"
     tip = f"M{x2 - 4:g} {y2 - 2:g}L{x2 + 4:g} {y2 - 2:g}L{x2:g} {y2 + 5:g}Z"
     return (
@@ -173,12 +229,26 @@ def _edge_svg(start: tuple[float, float], end: tuple[float, float], color: str) 
     )
 
 
+def _tag_svg(parent: Paper, child: tuple[float, float], index: int) -> str:
+    y = child[1] - NODE_H / 2 - TAG_H * (index + 1)
+    x = child[0] - NODE_W / 2
+    color = CHAPTERS[parent.chapter][1]
+    text = f"第{parent.chapter}章 {html.escape(parent.fields['label'])}"
+    return (
+        f'<rect x="{x + 6:g}" y="{y:g}" width="{NODE_W - 12}" height="{TAG_H - 4}" rx="8.5" '
+        f'fill="#ffffff" stroke="{color}" stroke-dasharray="3 2"/>'
+        f'<circle cx="{x + 16:g}" cy="{y + 8.5:g}" r="4" fill="{color}"/>'
+        f'<text x="{x + 25:g}" y="{y + 12.5:g}" class="tag">{text}</text>'
+        f'<path d="M{child[0]:g} {y + TAG_H - 4:g}v4" stroke="{color}" stroke-width="1.8"/>'
+    )
+
+
 def _node_svg(paper: Paper, center: tuple[float, float]) -> str:
     x, y = center[0] - NODE_W / 2, center[1] - NODE_H / 2
     color = CHAPTERS[paper.chapter][1]
     label, byline = html.escape(paper.fields["label"]), html.escape(paper.byline)
     title = html.escape(paper.fields["title"].strip("{}").replace("\\&", "&"))
-    detail = f"{byline} · {paper.sections[0]}節"
+    detail = f"{byline} · {paper.sections[0]}"
     body = (
         f"<title>{title}</title>"
         f'<rect x="{x:g}" y="{y:g}" width="{NODE_W}" height="{NODE_H}" rx="8" fill="#ffffff" '
@@ -194,33 +264,35 @@ def _node_svg(paper: Paper, center: tuple[float, float]) -> str:
 def render(papers: dict[str, Paper]) -> str:
     """地図の SVG。背景を自分で持つので、明るい画面でも暗い画面でも同じに見える。"""
     position, bands, height = place(papers)
-    tops = [*bands.values(), height - 8]
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        f'width="{WIDTH}" height="{height}" role="img" aria-labelledby="t d">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" '
+        f'width="{WIDTH}" height="{height:g}" role="img" aria-labelledby="t d">',
         '<title id="t">論文地図</title>',
         '<desc id="d">章ごとに並べた論文と、先に読んでおくと楽になる論文からの矢印</desc>',
         "<style>text{font-family:'Hiragino Sans','Noto Sans CJK JP','Noto Sans JP','Yu Gothic UI',"
         "Meiryo,sans-serif;fill:#1f2328}.label{font-size:13.5px;font-weight:700;text-anchor:middle}"
-        ".byline{font-size:11px;fill:#57606a;text-anchor:middle}.band{font-size:15px;font-weight:700}"
+        ".tag{font-size:9.8px}.byline{font-size:10.6px;fill:#57606a;text-anchor:middle}.band{font-size:15px;font-weight:700}"
         ".head{font-size:22px;font-weight:700}.sub{font-size:13px;fill:#57606a}</style>",
-        f'<rect width="{WIDTH}" height="{height}" rx="14" fill="#fbfbf8"/>',
+        f'<rect width="{WIDTH}" height="{height:g}" rx="14" fill="#fbfbf8"/>',
         f'<text x="{MARGIN}" y="42" class="head">論文地図</text>',
         f'<text x="{MARGIN}" y="68" class="sub">矢印の根元の論文を先に読んでおくと、'
-        "先の論文が楽になります。たどれば届く矢印は省いてあります。</text>",
+        "先の論文が楽になります。破線の札は、別の章の論文を先に読む、という印です。</text>",
     ]
-    for (chapter, (name, color)), top, below in zip(
-        CHAPTERS.items(), tops[:-1], tops[1:], strict=True
-    ):
-        band = (
-            f'x="10" y="{top:g}" width="{WIDTH - 20}" height="{below - top - BAND_GAP:g}" rx="10"'
-        )
+    for chapter, (x, y, band_width, band_height) in bands.items():
+        name, color = CHAPTERS[chapter]
+        band = f'x="{x:g}" y="{y:g}" width="{band_width:g}" height="{band_height:g}" rx="10"'
         parts.append(f'<rect {band} fill="{color}" opacity="0.10"/>')
-        parts.append(f'<circle cx="{MARGIN + 10}" cy="{top + 20:g}" r="6" fill="{color}"/>')
-        parts.append(f'<text x="{MARGIN + 24}" y="{top + 25.5:g}" class="band">{name}</text>')
-    for parent, child in direct_edges(papers):
+        parts.append(f'<circle cx="{x + 18:g}" cy="{y + 20:g}" r="6" fill="{color}"/>')
+        parts.append(f'<text x="{x + 31:g}" y="{y + 25.5:g}" class="band">{name}</text>')
+    arrows, tags = links(papers)
+    for parent, child in arrows:
         color = CHAPTERS[papers[parent].chapter][1]
-        parts.append(_edge_svg(position[parent], position[child], color))
+        x, y = position[child]
+        above_tags = (x, y - TAG_H * len(tags.get(child, [])))
+        parts.append(_edge_svg(position[parent], above_tags, color))
+    for child, parents in tags.items():
+        for index, parent in enumerate(parents):
+            parts.append(_tag_svg(papers[parent], position[child], index))
     parts.extend(_node_svg(paper, position[key]) for key, paper in papers.items())
     return "\n".join([*parts, "</svg>", ""])
 
@@ -231,9 +303,7 @@ def main(arguments: list[str]) -> int:
     if "--check" in arguments:
         if SVG.is_file() and SVG.read_text(encoding="utf-8") == svg:
             return 0
-        print(
-            "論文地図が references.bib より古くなっています。`python docs/paper_map.py` で作り直してください。"
-        )
+        print("論文地図が古くなっています。`python docs/paper_map.py` で作り直してください。")
         return 1
     SVG.write_text(svg, encoding="utf-8", newline="\n")
     print(f"{SVG.name} を書きました。")

@@ -9,10 +9,10 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[complex]:
     return isinstance(value, int | float | complex) and not isinstance(value, bool)
 
 
@@ -178,7 +178,7 @@ def _explain(result: Any, case: Case) -> str:
         return "で値が返っていません(return を忘れていませんか)"
     if type(got) is not type(expected) and not (_is_number(got) and _is_number(expected)):
         return f"の戻り値の型が {type(got).__name__} です(正しくは {type(expected).__name__})"
-    lengths = [len(value) for value in (got, expected) if hasattr(value, "__len__")]
+    lengths = [len(value) for value in (got, expected) if isinstance(value, Sized)]
     if len(set(lengths)) > 1:
         return f"の戻り値の長さが {lengths[0]} です(正しくは {lengths[1]})"
     problem, _ = _difference(expected, got, case.atol, "")
