@@ -17,7 +17,9 @@ import numpy as np
 
 from chapter02.byte_level import BYTE_TO_CHAR
 
-THRESHOLD_STEP = 16  # 数え直すとき、最も多い対の 1/16 までの対を覚える
+# 数え直すときは、最も多い対の 1/16 以上で、多いほうから 2,048 個に入る対(同数はすべて)を覚える。
+REMEMBERED = 2048
+FRACTION = 16
 _Pair = Callable[[int], tuple[int, int]]
 _SEPARATOR = "\udcff"  # UTF-8 に現れないバイト 0xFF になる(surrogateescape)
 
@@ -48,7 +50,7 @@ def train_merges(
 class _Corpus:
     """語を並べた配列と、つながれた記号の今の姿。
 
-    `symbols[i]` は、位置 i から始まる(または i で終わる)記号の番号。記号の途中の位置の値は使わない。
+    `symbols[i]` は、位置 i から始まる(または i で終わる)記号の番号。途中の位置の値は使わない。
     記号の長さは番号で決まるので、右隣は `i + 長さ`、左隣は `i - 1` を見ればわかる。
     """
 
@@ -152,7 +154,9 @@ class _Corpus:
         keys >>= bits
         begins = np.flatnonzero(np.diff(keys, prepend=-1))
         totals = np.add.reduceat(self.weights[places], begins, dtype=np.int64)
-        self.threshold = max(1, int(totals.max(initial=0)) // THRESHOLD_STEP)
+        rank = max(len(totals) - REMEMBERED, 0)
+        common = int(np.partition(totals, rank)[rank]) if len(totals) else 1
+        self.threshold = max(common, int(totals.max(initial=0)) // FRACTION)
         ends = np.append(begins[1:], len(keys))
         for index in np.flatnonzero(totals >= self.threshold).tolist():
             begin, end = int(begins[index]), int(ends[index])

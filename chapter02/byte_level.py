@@ -1,7 +1,7 @@
 """バイトレベル BPE の土台: バイトと文字の対応、正規表現による前分割、公開語彙の読み取り。
 
-出典: Radford et al. (2019) "Language Models are Unsupervised Multitask Learners" 2.2 節と、公開された
-GPT-2 の符号化器。cl100k_base と o200k_base の正規表現は、tiktoken が公開しているものと同値である。
+出典: Radford et al. (2019) "Language Models are Unsupervised Multitask Learners" 2.2 節と、公開
+された GPT-2 の符号化器。cl100k_base と o200k_base の正規表現は、tiktoken のものと同値である。
 """
 
 import base64
@@ -14,9 +14,7 @@ import regex
 
 # 前分割の正規表現。どれも「空白 1 個を次の語に付ける」「数字と記号を字から離す」という方針をとる。
 PATTERNS = {
-    "gpt2": (
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-    ),
+    "gpt2": (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
     "cl100k_base": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -81,7 +79,7 @@ def chars_to_bytes(chars: str) -> bytes:
 
 
 # Unicode 16.0 で未割り当ての符号位置のうち、regex の新しい版が文字・数字・結合文字とみなすもの。
-# tiktoken (Rust の正規表現、Unicode 16.0) と同じところで分けるために、私用領域の文字に置き換えて調べる。
+# tiktoken は Unicode 16.0 による。同じところで分けるために、私用領域の文字に置き換えて調べる。
 _UNASSIGNED_IN_UNICODE_16 = (
     "0558 058B-058C 05C8-05C9 088F 0B53-0B54 0C5C 0CDC 1ACF-1AF0 208F 209D-209F A7CE-A7CF A7D2 "
     "A7D4 A7DD A7E2 A7F1 AB6C-AB6D 107BB-107BF 10940-10959 10EC5-10EC7 10ECB-10ECF 10ED9-10EEE "

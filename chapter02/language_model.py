@@ -1,7 +1,7 @@
 """2.7 節の実験のための、小さな GPT(言語モデル)と、その学習と評価。
 
-2.7 節で要るだけの最小の部品で書いてある。注意機構とそのまわりの一行一行は第3章で原論文から組み立てる。
-ここでは「直前までの id から次の id の確率を出す箱」と思ってよい。
+ここでは「直前までの id から次の id の確率を出す箱」と思ってよい。注意機構とそのまわりの一行一行は、
+第3章で原論文から組み立てる。
 """
 
 import math
@@ -29,8 +29,7 @@ class TinyGPT(nn.Module):
         context: 一度に見られる長さ T の上限。
 
     Raises:
-        TypeError: 整数でない引数があるとき。
-        ValueError: 1 より小さい引数があるとき。
+        TypeError, ValueError: 1 以上の整数でない引数があるとき。
     """
 
     def __init__(
@@ -86,16 +85,17 @@ def train(
     ids: NDArray[np.int64],
     steps: int,
     seed: int,
+    *,
     batch: int = 8,
     lr: float = 2e-3,
 ) -> Iterator[float]:
-    """`ids` の無作為な場所から切り出した列で `model` を学習し、各ステップの損失 (nat/id) を順に返す。
+    """`ids` から無作為に切り出した列で `model` を学習し、各ステップの損失 (nat/id) を順に返す。
 
     AdamW。学習率は余弦で `lr` から 0 まで下げる。
 
     Raises:
-        TypeError, ValueError: `steps`・`batch` が 1 以上の整数でない、`lr` が正の数でない、`ids` が
-            `context` + 1 個に足りないとき。
+        TypeError, ValueError: `steps`・`batch` が 1 以上の整数でない、`lr` が負または有限でない、
+            `ids` が `context` + 1 個に足りないとき。
     """
     steps, batch = require_int(steps, "steps", minimum=1), require_int(batch, "batch", minimum=1)
     lr = require_number(lr, "lr", minimum=0)

@@ -14,8 +14,9 @@ from typing import Self
 
 import numpy as np
 
-from chapter02.sentencepiece_model import Kind, Normalizer, read_model
+from chapter02.sentencepiece_model import Kind, Normalizer, nmt_nfkc, read_model
 from chapter02.unigram_lattice import Edge, Lattice, viterbi
+from chapter02.unigram_training import train_unigram
 from shared.checks import require_int, require_number, require_text, shown
 
 UNKNOWN_PENALTY = 10.0
@@ -67,6 +68,76 @@ class Unigram:
             for length in range(1, len(self.pieces[i])):
                 self._prefixes.setdefault(self.pieces[i][:length], -1)
             self._prefixes[self.pieces[i]] = i
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        *,
+        character_coverage: float = 0.9995,
+        byte_fallback: bool = False,
+        normalization: str = "nmt_nfkc",
+        seed_size: int = 1_000_000,
+        max_piece_length: int = 16,
+        shrinking_factor: float = 0.75,
+        num_sub_iterations: int = 2,
+        split_by_whitespace: bool = True,
+        split_by_unicode_script: bool = True,
+        split_by_number: bool = True,
+    ) -> Self:
+        """文の並び `texts` から、id の総数が `vocab_size` のモデルを学習する (Kudo 2018, 3.2 節)。
+
+        id は `<unk>` が 0、次に(`byte_fallback` なら)256 個のバイト、残りは確率の高い順の断片である。
+        2 回以上現れる部分文字列が足りなければ、語彙は `vocab_size` より小さくなる。既定値は
+        SentencePiece のものである。
+
+        Args:
+            character_coverage: 必ず語彙に入れる文字で、全文字の出現の何割を覆うか (0, 1]。
+            normalization: "nmt_nfkc" か "identity"(どちらも空白は整理し、`▁` に置き換える)。
+            seed_size: 種の語彙に入れる、2 文字以上の部分文字列の数の上限。
+            max_piece_length: 断片の長さの上限 [文字]。
+            shrinking_factor: 1 度の刈り込みで残す割合 (0, 1)。
+            num_sub_iterations: 刈り込みから刈り込みまでの EM の回数。
+            split_by_whitespace, split_by_unicode_script, split_by_number: 断片に、空白・文字の種類・
+                数字の境を越えさせないか。
+
+        Raises:
+            TypeError: `texts` が文字列の並びでない、数の引数が数でないとき。
+            ValueError: 引数が範囲の外、または `vocab_size` が文字の種類の数に足りないとき。
+        """
+        if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+            raise TypeError(f"texts には文字列の並び(リストなど)を渡してください: {shown(texts)}")
+        if normalization not in ("nmt_nfkc", "identity"):
+            raise ValueError(
+                f'normalization は "nmt_nfkc" か "identity" にしてください: {shown(normalization)}'
+            )
+        if not 0.0 < require_number(character_coverage, "character_coverage") <= 1.0:
+            raise ValueError(
+                f"character_coverage は 0 より大きく 1 以下にしてください: {character_coverage}"
+            )
+        if not 0.0 < require_number(shrinking_factor, "shrinking_factor") < 1.0:
+            raise ValueError(
+                f"shrinking_factor は 0 より大きく 1 より小さくしてください: {shrinking_factor}"
+            )
+        normalizer = Normalizer(nmt_nfkc if normalization == "nmt_nfkc" else str)
+        special = ["<unk>", *(_byte_pieces() if byte_fallback else [])]
+        learned = train_unigram(
+            (normalizer.normalize(require_text(t, f"texts[{i}]")) for i, t in enumerate(texts)),
+            require_int(vocab_size, "vocab_size", minimum=1),
+            len(special),
+            character_coverage=character_coverage,
+            seed_size=require_int(seed_size, "seed_size", minimum=0),
+            max_piece_length=require_int(max_piece_length, "max_piece_length", minimum=1),
+            shrinking_factor=shrinking_factor,
+            num_sub_iterations=require_int(num_sub_iterations, "num_sub_iterations", minimum=1),
+            split_by_whitespace=split_by_whitespace,
+            split_by_unicode_script=split_by_unicode_script,
+            split_by_number=split_by_number,
+        )
+        log_probs = [0.0] * len(special) + list(learned.values())
+        byte_ids = range(1, len(special))
+        return cls([*special, *learned], log_probs, 0, byte_ids=byte_ids, normalizer=normalizer)
 
     @classmethod
     def from_probabilities(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.installer import (
+    ME,
     ROOT,
     Stop,
     child_env,
@@ -128,6 +129,36 @@ def _lock(descriptor: int) -> bool:
     return False
 
 
+def every() -> list[Path]:
+    """土台と、すべての章の環境の置き場所。"""
+    return [ROOT / ".venv", *(folder / ".venv" for folder in chapters())]
+
+
+def report(venv: Path) -> bool:
+    """環境の具合を一行で述べる。壊れていれば、直し方を添えて False を返す。"""
+    if not venv.exists():
+        say(f"・ {shown(venv)} はまだありません(run や setup が作ります)")
+        return True
+    code = "import nbclient, matplotlib, torch; print('PyTorch', torch.__version__, end='、GPU ')"
+    code += "; print('あり' if torch.cuda.is_available() else 'なし')"
+    try:
+        done = subprocess.run(
+            [python_of(venv), "-c", code],
+            env=child_env(),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+        sound, detail = done.returncode == 0 and works(venv), done.stdout or done.stderr
+    except OSError as error:
+        sound, detail = False, str(error)
+    say(f"{'○' if sound else '×'} {shown(venv)}: {(detail.splitlines() or [''])[-1]}")
+    if not sound:
+        say(f"    直すには、{shown(venv)} を消して {ME} setup")
+    return sound
+
+
 # ---- 環境を作る ------------------------------------------------------------------------------
 
 
@@ -195,9 +226,7 @@ def _ensure(
         if sound and old == wanted:
             return venv
         if venv.exists() and not (sound and all(old.get(k) == wanted[k] for k in _KEPT)):
-            say(
-                f"環境 {shown(venv)} は作りかけか、壊れているか、別の条件のものなので作り直します。"
-            )
+            say(f"環境 {shown(venv)} は作りかけか、壊れているか、条件が違うので、作り直します。")
             _remove(venv)
         start = time.monotonic()
         install(venv, folders, prompt=prompt, dev=dev, cpu=cpu)
@@ -229,9 +258,7 @@ def install(
     write_mark(venv, UNFINISHED)  # ここから先で止まったら、次回は最初から作り直す
     torch_first, megabytes = plan_torch(venv, cpu)
     _require_space(venv, megabytes := megabytes + 95 * dev)
-    say(
-        f"  パッケージを入れます(ダウンロードは最大で約 {megabytes} MB。取得済みのものは省きます)。"
-    )
+    say(f"  パッケージを入れます。ダウンロードは約 {megabytes} MB です(取得済みのものは省きます)。")
     if torch_first:
         pip_install(venv, torch_first, ROOT)
     words = ["-c", str(ROOT / "constraints.txt")] if constrained else []
@@ -280,8 +307,8 @@ def _remove(venv: Path) -> None:
 def _link(venv: Path, *targets: Path) -> None:
     """`targets` を import できるようにする .pth を書く。
 
-    相対パスなので ASCII で済む(日本語のパスを UTF-8 で書いた .pth を、cp932 の Windows の Python 3.12
-    までは読めない)。`-e` が書いた絶対パスの .pth も、同じ理由で置きかえる。
+    相対パスなので ASCII で済む(日本語のパスを UTF-8 で書いた .pth を、cp932 の Windows では Python
+    3.12 までは読めない)。`-e` が書いた絶対パスの .pth も、同じ理由で置きかえる。
     """
     site = site_of(venv)
     text = "".join(os.path.relpath(target, site) + "\n" for target in targets)

@@ -8,7 +8,7 @@ import ast
 import re
 import statistics
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from nbformat import NotebookNode
@@ -297,11 +297,11 @@ LESSONS: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def lessons() -> Iterator[Path]:
+def lessons() -> list[Path]:
     """本文のノートブック。"""
-    yield from sorted(ROOT.glob("chapter*/notebooks/*.ipynb"))
+    return sorted(ROOT.glob("chapter*/notebooks/*.ipynb"))
 
 
-def solutions() -> Iterator[Path]:
+def solutions() -> list[Path]:
     """演習の解答。"""
-    yield from sorted(ROOT.glob("chapter*/solutions/*.ipynb"))
+    return sorted(ROOT.glob("chapter*/solutions/*.ipynb"))

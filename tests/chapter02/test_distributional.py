@@ -75,7 +75,7 @@ def test_overlap_refuses_empty_sides(unit: str):
 
 
 def test_contexts_by_hand():
-    tokens = "a b x c d x e".split()
+    tokens = ["a", "b", "x", "c", "d", "x", "e"]
     assert contexts(tokens, "x", 1) == ["b", "c", "d", "e"]
     assert contexts(tokens, "x", 2) == ["a", "b", "c", "d", "c", "d", "e"]
     assert contexts(tokens, "a", 3) == ["b", "x", "c"]

@@ -1,0 +1,69 @@
+"""constraints.txt を作り直す: 検査済みの、すべての依存の版(全 OS・Python 3.11-3.14 に共通)。
+
+    python .ci/make_constraints.py          (uv が要る: pip install uv)
+
+章の requirements.txt の版を出発点に、pyproject.toml の下限を満たす最新の版を uv が選ぶ。
+版は Python ごとに分けず、どの Python にも wheel がある一つに揃える。書いたあと、OS と Python の
+すべての組で wheel だけから解けることを確かめる。配布元の名前はファイルに残さない。
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+PLATFORMS = ("linux", "aarch64-unknown-linux-gnu", "windows", "aarch64-apple-darwin")
+HEADER = """\
+# 検査済みの、すべての依存の版。手で書きかえず、python .ci/make_constraints.py で作り直す。
+# study.py が pip install -c で使う。章の requirements.txt だけでも環境は作れる。
+"""
+
+
+def direct_requirements() -> str:
+    """全章の requirements.txt から、このリポジトリー自身(-e ..)を除いた行。"""
+    paths = [*ROOT.glob("chapter[0-9][0-9]/requirements.txt"), *ROOT.glob("appendix/req*.txt")]
+    lines = {line for path in paths for line in path.read_text(encoding="utf-8").splitlines()}
+    return "\n".join(sorted(line for line in lines if line and line[0] not in "-#")) + "\n"
+
+
+def compiled(inputs: list[str], *options: str) -> str:
+    """uv に版を選ばせ、requirements の形の本文を返す。"""
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        sys.exit("uv が見つかりません。入れてから、もう一度: python -m pip install uv")
+    command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", *options, *inputs]
+    env = dict(os.environ, MACOSX_DEPLOYMENT_TARGET="14.0")
+    done = subprocess.run(
+        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=False
+    )
+    if done.returncode != 0:
+        sys.exit(f"版を決められませんでした: {' '.join(options)}")
+    return done.stdout
+
+
+def main() -> None:
+    """版を決め、全 OS と全 Python で確かめてから、constraints.txt を置きかえる。"""
+    with tempfile.TemporaryDirectory() as folder:
+        requirements = Path(folder) / "requirements.in"
+        requirements.write_text(direct_requirements(), encoding="utf-8")
+        inputs = ["pyproject.toml", str(requirements)]
+        common = ["--extra", "dev"]
+        text = compiled(
+            inputs, *common, "--universal", "--python-version", "3.11", "--fork-strategy", "fewest"
+        )
+        chosen = Path(folder) / "constraints.txt"
+        chosen.write_text(HEADER + text, encoding="utf-8")
+        for python in PYTHONS:
+            for platform in PLATFORMS:
+                where = ["--python-version", python, "--python-platform", platform]
+                compiled(inputs, *common, *where, "--no-build", "-c", str(chosen))
+        shutil.copyfile(chosen, ROOT / "constraints.txt")
+    print(f"constraints.txt: {len(text.splitlines())} 個の版を書きました")
+
+
+if __name__ == "__main__":
+    main()
