@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 OLDEST, NEWEST = (3, 11), (3, 14)
@@ -147,13 +148,28 @@ def section(words: list, command: str) -> tuple:
 def notebooks(folder: Path, number: str = "") -> list:
     """章のノートブック(`number` があれば、その節のもの)を順に返す。"""
     found = folder.glob("notebooks/*.ipynb")
-    return sorted(path for path in found if not number or re.match(number + "(?![0-9])", path.name))
+    found = [path for path in found if not number or re.match(number + "(?![0-9])", path.name)]
+    return sorted(found, key=lambda path: list(map(int, re.findall("[0-9]+", path.name))))
 
 
-def call(venv: Path, *words: str, **more: str) -> int:
-    """仮想環境の Python で `python -m words...` を実行し、終了コードを返す。"""
-    command = [str(python_of(venv)), "-m", *words]
-    return subprocess.run(command, cwd=str(ROOT), env=child_env(**more), check=False).returncode
+def call(venv: Path, *words: str, cwd: "Path | str" = ROOT, **more: str) -> int:
+    """仮想環境の Python で `python words...` を実行し、終了コードを返す。
+
+    Ctrl-C は子にも届くので、子の後始末を待ってから中断する(もう一度押されたら止める)。
+    """
+    command = [str(python_of(venv)), *words]
+    process, interrupted = subprocess.Popen(command, cwd=str(cwd), env=child_env(**more)), False
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:
+            if interrupted:
+                process.terminate()
+            interrupted = True
+    if interrupted:
+        raise KeyboardInterrupt
+    return code
 
 
 # ---- 読む・動かす ----------------------------------------------------------------------------
@@ -181,13 +197,13 @@ def run(arguments: list) -> int:
         out = Path(given.get("--out") or ROOT / "build" / "run").absolute() / folder.name
         out.mkdir(parents=True, exist_ok=True)
         venv, packages = environment.ensure_chapter(folder, "--cpu" in given)
-        if call(venv, "shared.datasets", "fetch"):
+        if call(venv, "-m", "shared.datasets", "fetch"):
             say("  (揃わないデータがあります。手元にあるもので続けます)")
         say("%s のノートブック %d 本を、順に実行します。" % (folder.name, len(found)))
         env = environment.jupyter_env(venv, packages)
-        failed += call(venv, "shared.runner", "run", str(out), *map(str, found), **env)
+        failed += call(venv, "-m", "shared.runner", "run", str(out), *map(str, found), **env)
         say("この章で確かめた主張:")
-        failed += call(venv, "shared.claims", folder.name.replace("chapter", ""))
+        failed += call(venv, "-m", "shared.claims", folder.name.replace("chapter", ""))
     return int(failed > 0)
 
 
@@ -198,9 +214,10 @@ def lab(arguments: list) -> int:
     folder = choose(arguments[:1])[0]
     venv, packages = environment.ensure_chapter(folder)
     say("JupyterLab を開きます。終えるには、この画面で Ctrl-C を 2 回押します。")
-    options = ["--ServerApp.root_dir=%s" % ROOT, "--ServerApp.preferred_dir=%s" % folder]
+    options = ["--log-level=WARN", "--ServerApp.root_dir=%s" % ROOT]
+    options += ["--FileContentsManager.preferred_dir=%s" % folder]
     env = environment.jupyter_env(venv, packages)
-    return call(venv, "jupyterlab", *options, *arguments[1:], **env)
+    return call(venv, "-m", "jupyterlab", *options, *arguments[1:], **env)
 
 
 def start(arguments: list) -> int:
@@ -251,7 +268,7 @@ def passed_on(module: str, *first: str, dev: bool = False):
     """引数をそのまま shared のモジュールに渡すコマンドを作る。"""
 
     def command(arguments: list) -> int:
-        return call(environment.ensure_base(dev), module, *first, *arguments)
+        return call(environment.ensure_base(dev), "-m", module, *first, *arguments)
 
     return command
 
@@ -265,7 +282,7 @@ def doctor(arguments: list) -> int:
     sound = [environment.report(venv) for venv in environment.every()]
     base = ROOT / ".venv"
     if base.exists() and all(sound):
-        return call(base, "shared.datasets", "verify")
+        return call(base, "-m", "shared.datasets", "verify")
     return int(not all(sound))
 
 
@@ -273,89 +290,80 @@ def doctor(arguments: list) -> int:
 
 
 def test(arguments: list) -> int:
-    """検査を順に走らせ、秒数と結果の表を出す。"""
+    """検査を順に走らせ(失敗しても続け)、秒数と結果の表を出す。"""
     words, given = parse(arguments, ("--fast", "--isolated", "--cpu"))
-    folders = choose(words)
-    start, results = time.monotonic(), []
+    folders, cpu = choose(words), "--cpu" in given
     if "--isolated" in given:
-        steps = isolated_steps(folders, "--cpu" in given)
-    else:
-        base = environment.ensure_base(dev=True, cpu="--cpu" in given)
-        steps = test_steps(base, folders, bool(words), "--fast" in given)
+        steps = [("、".join(f.name for f in g) + " だけの環境", g) for g in same_needs(folders)]
+        return timed((name, partial(isolated, group, cpu)) for name, group in steps)
+    base = environment.ensure_base(dev=True, cpu=cpu)
+    env = environment.jupyter_env(base, base)
+    steps = test_steps(folders, bool(words), "--fast" in given)
+    return timed((name, partial(call, base, *command, **env)) for name, command in steps)
+
+
+def timed(steps) -> int:
+    """(名前, 終了コードを返す関数) を順に実行し、一つでも失敗なら 1 を返す。"""
+    start, results = time.monotonic(), []
     for name, step in steps:
         say("\n==== %s" % name)
         begun = time.monotonic()
         code = step()
-        results.append((name, time.monotonic() - begun, code))
-        say("---- %s: %s、%.0f 秒" % (name, "○" if code == 0 else "×", results[-1][1]))
+        results.append((name, time.monotonic() - begun, "× " if code else "○ "))
+        say("---- %s%s、%.0f 秒" % (results[-1][2], name, results[-1][1]))
     say("\n検査のまとめ(%.0f 秒)" % (time.monotonic() - start))
-    for name, seconds, code in results:
-        say("  %s %6.0f 秒  %s" % ("○" if code == 0 else "×", seconds, name))
-    failed = [name for name, _, code in results if code]
+    for name, seconds, verdict in results:
+        say("  %s%5.0f 秒  %s" % (verdict, seconds, name))
+    failed = [name for name, _, verdict in results if verdict == "× "]
     say("× 通らなかった検査: %s" % "、".join(failed) if failed else "○ すべて通りました")
     return int(bool(failed))
 
 
-def test_steps(base: Path, folders: list, narrowed: bool, fast: bool) -> list:
-    """検査の (名前, 実行する関数) を順に並べる。`narrowed` なら、その章に関わるものだけ。"""
-
-    def python(*words: str, **more: str):
-        return lambda: call(base, *words, **more)
-
-    places = [str(folder) for folder in folders] if narrowed else ["."]
-    tests = [ROOT / "tests" / folder.name for folder in folders] if narrowed else [ROOT / "tests"]
-    tests = [str(path) for path in tests if path.exists()]
-    two = ["-n", "2", "--dist", "loadfile"]
-    houses = str(ROOT / "tests" / "test_notebooks.py")
+def test_steps(folders: list, narrowed: bool, fast: bool) -> list:
+    """検査の (名前, Python の引数) を順に並べる。`narrowed` なら、その章に関わるものだけ。"""
+    places = [folder.name for folder in folders] if narrowed else []
+    tests = ["tests/" + name for name in places if (ROOT / "tests" / name).exists()]
+    houses = "tests/test_notebooks.py"
     contracts = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
+    two = ["-m", "pytest", "-n", "2", "--dist", "loadfile", "--durations=5"]
+    nbval = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
+    stored = [folder.name + kind for folder in folders for kind in ("/notebooks", "/solutions")]
+    stored = [place for place in stored if any((ROOT / place).glob("*.ipynb"))]
+    if (ROOT / "tour.ipynb").exists() and not narrowed:
+        stored.append("tour.ipynb")
     steps = [
-        ("ruff check", python("ruff", "check", *places)),
-        ("ruff format", python("ruff", "format", "--check", *places)),
-        ("basedpyright", python("basedpyright", "--pythonpath", str(python_of(base)),
-                                *(places if narrowed else []))),
-        ("import の向き", lambda: subprocess.run(
-            [str(python_of(base)), "-c", contracts], cwd=str(ROOT), env=child_env(),
-            check=False).returncode),
-    ]  # fmt: skip
-    if not fast:
-        steps.append(("データ", python("shared.datasets", "fetch")))
-    if tests:
-        slow = ["-m", "not slow"] if fast else []
-        unit = python("pytest", *two, *slow, "--durations=5", "--ignore=" + houses, *tests)
-        steps.append(("単体テスト", unit))
-    steps.append(("家の規則", python("pytest", houses)))
-    stored = [
-        folder / kind
-        for folder in folders
-        for kind in ("notebooks", "solutions")
-        if any((folder / kind).glob("*.ipynb"))
+        ("ruff check", ["-m", "ruff", "check", *places]),
+        ("ruff format", ["-m", "ruff", "format", "--check", *places]),
+        ("basedpyright", ["-m", "basedpyright", *places]),
+        ("import の向き", ["-c", contracts]),
     ]
+    if not fast:
+        steps.append(("データ", ["-m", "shared.datasets", "fetch"]))
+    if tests or not narrowed:
+        chosen = ["-m", "not slow"] if fast else []
+        steps.append(("単体テスト", [*two, *chosen, "--ignore=" + houses, *(tests or ["tests"])]))
+    steps.append(("家の規則", ["-m", "pytest", houses]))
     if stored and not fast:
-        options = ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "--durations=5"]
-        env = environment.jupyter_env(base, base)
-        steps.append(("ノートブック", python("pytest", *two, *options, *map(str, stored), **env)))
-    steps.append(("主張の表", python("shared.claims", "--check")))
-    return steps
+        steps.append(("ノートブック", [*two, *nbval, *stored]))
+    return [*steps, ("主張の表", ["-m", "shared.claims", "--check"])]
 
 
-def isolated_steps(folders: list, cpu: bool) -> list:
-    """章の requirements.txt だけから環境を作り、import が揃うかを見る(中身の同じ章は一度に)。"""
+def same_needs(folders: list) -> list:
+    """requirements.txt の中身が同じ章をまとめる。"""
     groups: dict = {}
     for folder in folders:
         text = (folder / "requirements.txt").read_text(encoding="utf-8")
         groups.setdefault(text, []).append(folder)
+    return list(groups.values())
 
-    def check(group: list):
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
-            venv = Path(place) / group[0].name
-            environment.install(venv, group[:1], prompt=group[0].name, cpu=cpu, constrained=False)
-            command = [str(python_of(venv)), "-m", "shared.runner", "imports", *map(str, group)]
-            return subprocess.run(command, cwd=place, env=child_env(), check=False).returncode
 
-    return [
-        ("%s だけの環境" % "、".join(folder.name for folder in group), lambda g=group: check(g))
-        for group in groups.values()
-    ]
+def isolated(group: list, cpu: bool) -> int:
+    """章の requirements.txt だけから環境を作り(版の固定表は使わない)、import が揃うかを見る。"""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        venv = Path(place) / group[0].name
+        environment.install(venv, group[:1], prompt=group[0].name, cpu=cpu, constrained=False)
+        words = ["-m", "shared.runner", "imports", *map(str, group)]
+        return call(venv, *words, cwd=Path(place))
 
 
 def bench(arguments: list) -> int:
@@ -368,7 +376,7 @@ def bench(arguments: list) -> int:
     if not found:
         raise Stop("速さを比べるプログラムがありません", "benchmarks/ に bench_*.py がありません")
     base = environment.ensure_base(dev=True)
-    return max(call(base, "benchmarks." + path.stem) for path in found)
+    return max(call(base, "-m", "benchmarks." + path.stem) for path in found)
 
 
 # ---- 入口 ------------------------------------------------------------------------------------
@@ -383,10 +391,10 @@ COMMANDS = {
 def main(arguments: list) -> int:
     """コマンドを選んで実行し、終了コードを返す。"""
     name, *rest = arguments or ["help"]
-    if name in ("help", "-h", "--help") or "--help" in rest:
-        say(HELP.format(me=ME))
-        return 0
     try:
+        if name in ("help", "-h", "--help") or "--help" in rest:
+            say(HELP.format(me=ME))
+            return 0
         if name not in COMMANDS:
             raise Stop("%s というコマンドはありません" % name, then="%s で使い方の一覧を見る" % ME)
         return COMMANDS[name](rest)
@@ -395,6 +403,8 @@ def main(arguments: list) -> int:
     except KeyboardInterrupt:
         say("\n中断しました。続けるには、もう一度: %s %s" % (ME, _typed()))
         return 130
+    except BrokenPipeError:  # 出力を受け取っていた側(less など)が先に終わった
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
     except OSError as error:
         say(str(_explain(error)))
     return 1

@@ -1,8 +1,9 @@
 """constraints.txt を作り直す: 検査済みの、すべての依存の版(全 OS・Python 3.11-3.14 に共通)。
 
-    python .ci/make_constraints.py          (uv が要る: pip install uv)
+    python .ci/make_constraints.py [--upgrade]          (uv が要る: pip install uv)
 
-章の requirements.txt の版を出発点に、pyproject.toml の下限を満たす最新の版を uv が選ぶ。
+章の requirements.txt の版を出発点に、pyproject.toml の下限を満たす版を uv が選ぶ。いまの版がまだ
+使えればそのままにし、--upgrade なら最新にする。
 版は Python ごとに分けず、どの Python にも wheel がある一つに揃える。書いたあと、OS と Python の
 すべての組で wheel だけから解けることを確かめる。配布元の名前はファイルに残さない。
 """
@@ -52,10 +53,11 @@ def main() -> None:
         requirements.write_text(direct_requirements(), encoding="utf-8")
         inputs = ["pyproject.toml", str(requirements)]
         common = ["--extra", "dev"]
-        text = compiled(
-            inputs, *common, "--universal", "--python-version", "3.11", "--fork-strategy", "fewest"
-        )
         chosen = Path(folder) / "constraints.txt"
+        if (ROOT / "constraints.txt").exists():
+            shutil.copyfile(ROOT / "constraints.txt", chosen)  # uv は -o の今の版を優先する
+        where = ["--universal", "--python-version", PYTHONS[0], "--fork-strategy", "fewest"]
+        text = compiled(inputs, *common, *where, *sys.argv[1:], "-o", str(chosen))
         chosen.write_text(HEADER + text, encoding="utf-8")
         for python in PYTHONS:
             for platform in PLATFORMS:

@@ -103,21 +103,24 @@ class MergeTable:
                     return True
                 limit, right = right + 1, lefts[right]
 
-    def encode(self, data: bytes) -> list[int]:
+    def encode(self, data: bytes, checked: dict[tuple[int, int], bool] | None = None) -> list[int]:
         """`data` の BPE の結果を記号の番号で返す。
 
         左から、前方一致する最長の記号を置く。直前の記号と両立しなければ短い記号を試し、どれも
-        だめなら直前の記号を置き直す。BPE の結果の接頭部はそれ自身の BPE の結果で、ただ 1 通りに
-        決まるので、置き直した境目は二度と使えない。したがって手間は長さに比例する。
+        だめなら直前の記号を置き直す。BPE の結果を途中まで取り出すと、それもその部分の BPE の
+        結果で、ただ 1 通りに決まる。だから置き直した境目は二度と使えず、手間は長さに比例する。
+
+        `checked` は両立を調べた対の控えで、続けて符号化するときに同じものを渡すと速い。
         """
         trie, shorter, lengths = self._prepare()
-        compatible = self.compatible
+        longest = self._longest
+        checked = {} if checked is None else checked
         symbols: list[int] = []
         dead: set[int] = set()  # 境目になりえない位置
         position, size, last = 0, len(data), -1
         while position < size:
             node = trie
-            for byte in data[position : position + self._longest]:
+            for byte in data[position : position + longest]:
                 child = node.get(byte)
                 if child is None:
                     break
@@ -129,10 +132,13 @@ class MergeTable:
                     symbol = symbols.pop()
                     position -= lengths[symbol]
                     last = symbols[-1] if symbols else -1
-                elif (not dead or position + lengths[symbol] not in dead) and (
-                    last < 0 or compatible(last, symbol)
-                ):
-                    break
+                elif not dead or position + lengths[symbol] not in dead:
+                    fits = checked.get((last, symbol))
+                    if fits is None:
+                        fits = last < 0 or self.compatible(last, symbol)
+                        checked[last, symbol] = fits
+                    if fits:
+                        break
                 symbol = shorter[symbol]
             symbols.append(symbol)
             position += lengths[symbol]

@@ -13,10 +13,11 @@ import re
 import regex
 
 # 前分割の正規表現。どれも「空白 1 個を次の語に付ける」「数字と記号を字から離す」という方針をとる。
+# 文字の種類(L 字、N 数字、M 結合文字、Lu 大文字、Ll 小文字など)は、角括弧の中にだけ書く。
 PATTERNS = {
-    "gpt2": (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
+    "gpt2": (r"'s|'t|'re|'ve|'m|'ll|'d| ?[\p{L}]+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
     "cl100k_base": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}]+|[\p{N}]{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
     "o200k_base": (
@@ -24,7 +25,7 @@ PATTERNS = {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
         r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        r"|[\p{N}]{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
 }
 
@@ -108,26 +109,26 @@ def _stand_ins() -> dict[int, int]:
     return table | {0x0295: 0x0259}  # Unicode 16.0 では小文字 (Ll)
 
 
-@functools.cache
-def compile_pattern(pattern: str) -> "regex.Pattern[str]":
-    """前分割の正規表現を準備する。
+# ASCII だけの文なら、文字の種類を範囲で書いて標準の re で読むほうが 2 倍ほど速い。
+_IN_ASCII = {"L": "A-Za-z", "Lu": "A-Z", "Ll": "a-z", "N": "0-9"}
 
-    Raises:
-        ValueError: 正規表現として読めないとき。
-    """
-    try:
-        return regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"前分割の正規表現が読めません: {pattern!r} ({error})") from None
+
+@functools.cache
+def _compiled(pattern: str) -> "tuple[re.Pattern[str], regex.Pattern[str]]":
+    """ASCII だけの文に使う正規表現と、どんな文にも使える正規表現。"""
+    in_ascii = re.sub(r"\\p\{(\w+)\}", lambda kind: _IN_ASCII.get(kind[1], ""), pattern)
+    return re.compile(in_ascii, re.ASCII), regex.compile(pattern)
 
 
 def split_text(text: str, pattern: str) -> list[str]:
     """`text` を正規表現 `pattern` で前トークンに分ける(つなぐと元に戻る)。"""
-    compiled = compile_pattern(pattern)
-    if text.isascii() or _SUSPECT.search(text) is None:
-        return compiled.findall(text)
+    in_ascii, general = _compiled(pattern)
+    if text.isascii():
+        return in_ascii.findall(text)
+    if _SUSPECT.search(text) is None:
+        return general.findall(text)
     probe = text.translate(_stand_ins())
-    return [text[match.start() : match.end()] for match in compiled.finditer(probe)]
+    return [text[match.start() : match.end()] for match in general.finditer(probe)]
 
 
 def parse_tiktoken(raw: bytes) -> list[bytes]:

@@ -5,7 +5,6 @@
 """
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -88,8 +87,8 @@ def train(
     *,
     batch: int = 8,
     lr: float = 2e-3,
-) -> Iterator[float]:
-    """`ids` から無作為に切り出した列で `model` を学習し、各ステップの損失 (nat/id) を順に返す。
+) -> list[float]:
+    """`ids` から無作為に切り出した列で `model` を学習し、各ステップの損失 (nat/id) を返す。
 
     AdamW。学習率は余弦で `lr` から 0 まで下げる。
 
@@ -103,7 +102,7 @@ def train(
         raise ValueError(f"ids は {model.context + 1} 個以上にしてください: {len(ids)} 個")
     data, rng = torch.as_tensor(ids), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    window = np.arange(model.context + 1)
+    window, losses = np.arange(model.context + 1), []
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
@@ -113,7 +112,8 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield loss.item()
+        losses.append(loss.item())
+    return losses
 
 
 @torch.no_grad()

@@ -17,7 +17,8 @@ SPACE = "▁"
 """空白の代わりに使う記号 U+2581。空白も 1 つの文字として扱えば、分割から元の文を復元できる。"""
 
 # nmt_nfkc が空白とみなす文字(SentencePiece の実装)と、消す制御文字。
-_TO_SPACE = [9, 10, 12, 13, 0x1680, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD]
+_TO_SPACE = [9, 10, 12, 13, 0x61C, 0x1680, 0x200B, 0x200C, 0x200E, 0x200F, 0x2028, 0x2029]
+_TO_SPACE += [0x2581, 0xFEFF, 0xFFFD]
 _TO_NOTHING = [*range(1, 9), 0x0B, *range(0x0E, 0x20), 0x7F, 0x8F, 0x9F]
 _NMT_TABLE = dict.fromkeys(_TO_SPACE, " ") | dict.fromkeys(_TO_NOTHING, "")
 _FULLWIDTH_TILDE = "\uff5e"  # NFKC では "~" になるが、日本語では使い分けるので変えない
@@ -80,8 +81,7 @@ class Normalizer:
 def nmt_nfkc(text: str) -> str:
     """SentencePiece の既定の置き換え nmt_nfkc: NFKC 正規化と、空白・制御文字の整理。
 
-    Python の Unicode データを使うので、SentencePiece に組み込まれた規則とは Unicode の版だけが異な
-    る。
+    Python の Unicode データを使うので、組み込みの規則とは Unicode の版だけが異なる。
     """
     text = text.translate(_NMT_TABLE)
     if text.isascii():
@@ -135,7 +135,8 @@ class CharsMap:
             return 1, text[start]
         best = 1, text[start]
         try:
-            node = _offset(self._units[0])
+            unit = self._units[0]
+            node = _offset(unit)
             for i in range(start, len(text)):
                 for byte in text[i].encode("utf-8"):
                     unit = self._units[node ^ byte]
@@ -229,8 +230,7 @@ def _parse_model(data: bytes) -> SentencePieceModel:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Protocol Buffers のメッセージを (フィールド番号, 値) に分ける。整数以外の値は bytes のまま返
-    す。"""
+    """Protocol Buffers のメッセージを (番号, 値) に分ける。整数以外の値は bytes のまま返す。"""
     position = 0
     while position < len(data):
         tag, position = _varint(data, position)

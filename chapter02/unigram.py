@@ -14,10 +14,13 @@ from typing import Self
 
 import numpy as np
 
+from chapter02.longest_match import check_probabilities, greedy_longest_match
 from chapter02.sentencepiece_model import Kind, Normalizer, nmt_nfkc, read_model
 from chapter02.unigram_lattice import Edge, Lattice, viterbi
 from chapter02.unigram_training import train_unigram
 from shared.checks import require_int, require_number, require_text, shown
+
+__all__ = ["Unigram", "greedy_longest_match"]
 
 UNKNOWN_PENALTY = 10.0
 """未知の文字の対数確率を、語彙の最小の対数確率からさらに下げる幅 [nat](SentencePiece の実装)。"""
@@ -88,8 +91,8 @@ class Unigram:
     ) -> Self:
         """文の並び `texts` から、id の総数が `vocab_size` のモデルを学習する (Kudo 2018, 3.2 節)。
 
-        id は `<unk>` が 0、次に(`byte_fallback` なら)256 個のバイト、残りは確率の高い順の断片である。
-        2 回以上現れる部分文字列が足りなければ、語彙は `vocab_size` より小さくなる。既定値は
+        id は `<unk>` が 0、次に(`byte_fallback` なら)256 個のバイト、残りは確率の高い順の断片であ
+        る。2 回以上現れる部分文字列が足りなければ、語彙は `vocab_size` より小さくなる。既定値は
         SentencePiece のものである。
 
         Args:
@@ -99,8 +102,10 @@ class Unigram:
             max_piece_length: 断片の長さの上限 [文字]。
             shrinking_factor: 1 度の刈り込みで残す割合 (0, 1)。
             num_sub_iterations: 刈り込みから刈り込みまでの EM の回数。
-            split_by_whitespace, split_by_unicode_script, split_by_number: 断片に、空白・文字の種類・
-                数字の境を越えさせないか。
+            split_by_whitespace: 断片が空白をまたがないようにするか(空白は断片の先頭にだけ来る)。
+            split_by_unicode_script: 断片が文字の種類(漢字とかな、ラテン文字、...)をまたがない
+                ようにするか。
+            split_by_number: 数字も 1 つの文字の種類とみなすか。
 
         Raises:
             TypeError: `texts` が文字列の並びでない、数の引数が数でないとき。
@@ -169,7 +174,7 @@ class Unigram:
         """
         if not isinstance(model_file, str | os.PathLike):
             raise TypeError(f"model_file にはパスを渡してください: {shown(model_file)}")
-        model = read_model(Path(model_file).read_bytes(), shown(str(model_file)))
+        model = read_model(Path(model_file).read_bytes(), repr(os.fspath(model_file)))
         kinds = model.kinds
         byte_ids: list[int] = []
         if model.byte_fallback:
@@ -300,9 +305,8 @@ class Unigram:
             generator: `np.random.default_rng(種)` で作る NumPy の乱数生成器。
 
         Raises:
-            TypeError: `text` が str でない、`alpha` が数でない、`generator` が NumPy の生成器でない
-            とき。ValueError: `alpha` が負・NaN・無限大、または `text` が単独のサロゲートを含むと
-            き。
+            TypeError: `text` が str でない、`alpha` が数でない、`generator` が生成器でないとき。
+            ValueError: `alpha` が負・NaN・無限大、または `text` が単独のサロゲートを含むとき。
         """
         alpha = require_number(alpha, "alpha", minimum=0.0)
         if not isinstance(generator, np.random.Generator):
@@ -372,48 +376,6 @@ class Unigram:
                 pieces.append(surface)
             previous = edge.piece_id
         return pieces
-
-
-def greedy_longest_match(text: str, probabilities: Mapping[str, float]) -> list[str]:
-    """左から順に、語彙にある最も長い断片を取る分割を返す(確率は見ない。比較のための対照)。
-
-    どの断片も当てはまらない文字は、その 1 文字を断片とする。
-
-    Raises:
-        TypeError, ValueError: `text` が文字列でないとき、`probabilities` が `from_probabilities` の
-            受けつけないものであるとき。
-    """
-    text = require_text(text, "text")
-    vocabulary = check_probabilities(probabilities)
-    longest = max(map(len, vocabulary))
-    pieces: list[str] = []
-    start = 0
-    while start < len(text):
-        end = min(start + longest, len(text))
-        while end > start + 1 and text[start:end] not in vocabulary:
-            end -= 1
-        pieces.append(text[start:end])
-        start = end
-    return pieces
-
-
-def check_probabilities(probabilities: Mapping[str, float]) -> dict[str, float]:
-    """断片と確率の表を検査し、float に直して返す。例外は `Unigram.from_probabilities` を参照。"""
-    if not isinstance(probabilities, Mapping):
-        raise TypeError(
-            f"probabilities には {{断片: 確率}} の辞書を渡してください: {shown(probabilities)}"
-        )
-    if not probabilities:
-        raise ValueError("probabilities が空です。断片を 1 つ以上入れてください")
-    checked: dict[str, float] = {}
-    for piece, value in probabilities.items():
-        if not require_text(piece, "probabilities の断片"):
-            raise ValueError("probabilities に空文字列の断片があります。1 文字以上にしてください")
-        name = f"probabilities[{shown(piece)}]"
-        checked[piece] = require_number(value, name)
-        if not 0.0 < checked[piece] <= 1.0:
-            raise ValueError(f"{name} は 0 より大きく 1 以下にしてください: {checked[piece]}")
-    return checked
 
 
 def _byte_pieces() -> list[str]:

@@ -20,6 +20,7 @@ MAX_CHUNK_LENGTH = 512
 
 _SEPARATOR = "\0"
 _ANY_SCRIPT = -1  # どの種類の文字とも続けてよい
+_INHERITED = -2  # 前の文字の種類を引き継ぐ
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,16 @@ def make_corpus(
     script = np.array([_script(chr(code), split_by_number) for code in symbols], dtype=np.int32)
     known = np.zeros(len(symbols), dtype=bool)
     known[kept] = True
-    script, known, is_space = script[inverse], known[inverse], codes == ord(SPACE)
+    script, known = script[inverse], known[inverse]
+    own = np.maximum.accumulate(np.where(script == _INHERITED, 0, np.arange(len(script))))
+    script = script[own]
     cut = ~known
     cut[1:] |= cut[:-1].copy()
     if split_by_whitespace:
-        cut |= is_space
+        cut |= codes == ord(SPACE)
     if split_by_unicode_script:
-        differ = (script[1:] != script[:-1]) & ~is_space[1:] & ~is_space[:-1]
-        cut[1:] |= differ & (script[1:] != _ANY_SCRIPT) & (script[:-1] != _ANY_SCRIPT)
+        definite = script != _ANY_SCRIPT
+        cut[1:] |= (script[1:] != script[:-1]) & definite[1:] & definite[:-1]
 
     bounds = np.flatnonzero(cut)
     bounds = bounds[:-1][known[bounds[:-1]]], bounds[1:][known[bounds[:-1]]]
@@ -92,14 +95,11 @@ def make_corpus(
 
 
 def _script(character: str, split_by_number: bool) -> int:
-    """文字の種類(Unicode の Script)の番号。漢字・ひらがな・カタカナ・長音記号は 1 つの種類とする。
-
-    前の文字の種類を引き継ぐ結合文字 (Inherited) は、どの種類とも続けてよいことにする。
-    """
-    if regex.match(r"\p{Script=Inherited}", character) or (
-        not split_by_number and character.isdecimal()
-    ):
+    """文字の種類 (Unicode の Script) の番号。漢字・かな・長音記号は 1 つの種類とする。"""
+    if character in (SPACE, _SEPARATOR) or (not split_by_number and character.isdecimal()):
         return _ANY_SCRIPT
+    if regex.match(r"\p{Script=Inherited}", character):
+        return _INHERITED
     if character == "ー" or regex.match(
         r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]", character
     ):
@@ -130,9 +130,9 @@ def find_seeds(corpus: Corpus, max_length: int = 16, seed_size: int = 1_000_000)
     """2 回以上現れる部分文字列から、種の語彙を選ぶ。
 
     論文 (3.2 節) は、全文字と、拡張接尾辞配列で数えた頻度の高い部分文字列の和集合を種とする。
-    SentencePiece は「回数 × 長さ」の上位 `seed_size` 個を取り、いつも同じ文字が後に続く部分文字列(接尾辞
-    木の節点でないもの)を除く。ここでは接尾辞配列の代わりに、長さ n の部分文字列の番号を、長さ n - 1 の
-    番号 2 つの組(先頭の n - 1 文字、末尾の n - 1 文字)から作ることを繰り返す。
+    SentencePiece は「回数 × 長さ」の上位 `seed_size` 個を取り、いつも同じ文字が後に続く部分文字列
+    (接尾辞木の節点でないもの)を除く。ここでは接尾辞配列の代わりに、長さ n の部分文字列の番号を、長
+    さ n - 1 の番号 2 つの組(先頭の n - 1 文字、末尾の n - 1 文字)から作ることを繰り返す。
     """
     codes = np.frombuffer(corpus.text.encode("utf-32-le"), dtype=np.uint32)
     symbol_id = np.zeros(int(codes.max(initial=0)) + 1, dtype=np.int32)

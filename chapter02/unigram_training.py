@@ -1,8 +1,8 @@
 """ユニグラム言語モデルの学習: EM 算法と語彙の刈り込みを、全区切りのラティスについて一度に行う。
 
-Kudo (2018) 3.2 節の手順は、(1) 十分大きな種の語彙を作り、(2) EM 算法で p を求め、(3) 取り除いたときの
-対数尤度の減り方 loss_i の小さい断片を除き、(4) 望みの語彙数まで (2)(3) を繰り返す、である。数式どおりの
-短い実装は unigram_plain にあり、ここではそれと同じ値を NumPy のまとめ計算で求める。
+Kudo (2018) 3.2 節の手順は、(1) 十分大きな種の語彙を作り、(2) EM 算法で p を求め、(3) 取り除いたとき
+の対数尤度の減り方 loss_i の小さい断片を除き、(4) 望みの語彙数まで (2)(3) を繰り返す、である。数式ど
+おりの短い実装は unigram_plain にあり、ここではそれと同じ値を NumPy のまとめ計算で求める。
 """
 
 from collections.abc import Iterable
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from chapter02.unigram_corpus import Corpus, Seeds, find_seeds, make_corpus
 
 MINIMUM_COUNT = 0.5
-"""期待回数がこれに満たない断片は M ステップで除く(SentencePiece の実装)。文字は除かず、この値にする。"""
+"""期待回数がこれに満たない断片は M ステップで除く(SentencePiece の実装)。残すときはこの値にする。
+"""
 
 
 class BatchedLattices:
     """すべての区切りのラティスを、節点を「位置の順」に並べて 1 つにまとめたもの。
 
-    位置 t の節点は、長さ t 以上の区切りが長い順に並ぶので、番号 first[t] ... first[t+1] - 1 に続けて
-    置ける。辺は終点の順、同じ終点では短い順に並べる。こうすると、前向きの 1 歩は連続した範囲での
+    位置 t の節点は、長さ t 以上の区切りが長い順に並ぶので、番号 first[t] ... first[t+1] - 1 に続け
+    て置ける。辺は終点の順、同じ終点では短い順に並べる。こうすると、前向きの 1 歩は連続した範囲での
     reduceat になり、区切りの数だけの Python の繰り返しが消える。
     """
 
@@ -69,7 +70,8 @@ class BatchedLattices:
         前向きに log_alpha を求めながら、辺を逆にたどる確率
         q(i, j) = alpha_i p(x_{i:j}) / alpha_j を残し、後ろから節点の事後確率を配る。辺の事後確率は
         gamma(i, j) = q(i, j) P(節点 j) である。loss は、その断片の辺を除いたときの対数尤度の減少
-        -Σ log(1 - gamma) で、1 つの区切りに 2 度現れない断片については(p を変えない限り)厳密である。
+        -Σ log(1 - gamma) で、1 つの区切りに 2 度現れない断片については(p を変えない限り)厳密であ
+        る。
         """
         edge_bounds = np.concatenate([[0], np.cumsum(self.degree)])[self.first]
         log_alpha = np.zeros(int(self.first[-1]))
@@ -129,6 +131,12 @@ def train_unigram(
     """正規化ずみの文から断片を学習し、{断片: 対数確率 [nat]} を確率の降順に返す。
 
     断片は多くとも `vocab_size - n_special` 個である。引数と例外は `Unigram.train` を参照。
+
+    論文にはなく SentencePiece の実装にあるもの: M ステップで log c の代わりに psi(c) を使い(回数の
+    少ない断片をさらに減らす疎な事前分布のはたらきをする)、期待回数が 0.5 に満たない断片を除く。
+    SentencePiece と違うもの: loss は最良の分割だけでなく全分割から求め、語彙数まで loss だけで減ら
+    し (SentencePiece は 1.1 倍で止めて、残りは確率で切る)、最後に論文どおりの M ステップを 1 回行っ
+    て確率の和を 1 にする。
     """
     corpus = make_corpus(
         sentences,
@@ -157,10 +165,12 @@ def train_unigram(
     while True:
         for _ in range(num_sub_iterations):
             _, counts, _ = lattices.expectation(log_probs)
-            counts[:alphabet_size] = np.maximum(counts[:alphabet_size], MINIMUM_COUNT)
             frequent = counts >= MINIMUM_COUNT
+            frequent[:alphabet_size] = True
+            if frequent.sum() < n_pieces:  # 望みの語彙数を下回るまでは除かない
+                frequent[np.argsort(np.where(frequent, -np.inf, -counts))[:n_pieces]] = True
             lattices.keep(frequent)
-            pieces, counts = pieces[frequent], counts[frequent]
+            pieces, counts = pieces[frequent], np.maximum(counts[frequent], MINIMUM_COUNT)
             log_probs = digamma(counts) - digamma(counts.sum())
         if len(pieces) <= n_pieces:
             break

@@ -261,7 +261,8 @@ def install(
     say(f"  パッケージを入れます。ダウンロードは約 {megabytes} MB です(取得済みのものは省きます)。")
     if torch_first:
         pip_install(venv, torch_first, ROOT)
-    words = ["-c", str(ROOT / "constraints.txt")] if constrained else []
+    # 版を固定しない環境は、import を確かめたら捨てるので、全モジュールのコンパイルは省く
+    words = ["-c", str(ROOT / "constraints.txt")] if constrained else ["--no-compile"]
     words += [word for folder in folders for word in ("-r", str(folder / "requirements.txt"))]
     # requirements.txt の最後の行 `-e ..` は今いるフォルダーから解決されるので、章の中で実行する
     pip_install(venv, words + (["-e", "..[dev]"] if dev else []), folders[0])

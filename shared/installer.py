@@ -200,7 +200,7 @@ def _pip_finds_cpu_torch(venv: Path) -> bool:
             command, env=child_env(), capture_output=True, timeout=120, check=False
         )
         return json.loads(done.stdout)["install"][0]["metadata"]["version"].endswith("+cpu")
-    except (subprocess.TimeoutExpired, ValueError, LookupError):
+    except (subprocess.TimeoutExpired, ValueError, LookupError, TypeError):
         return False
 
 

@@ -133,8 +133,8 @@ class Case:
     atol: float = 0.0
 
 
-def grade(name: str, function: Callable[..., Any], cases: Sequence[Case]) -> bool:
-    """読者の関数を `cases` で採点し、結果を日本語で表示して、正解かどうかを返す。
+def grade(name: str, function: Callable[..., Any], cases: Sequence[Case]) -> None:
+    """読者の関数を `cases` で採点し、結果を日本語で表示する。
 
     どの例にも None を返す関数は「まだ解かれていません」とし、失敗にはしない。間違いは、型・形・値・
     例外のどれかを、その入力とともに述べる。正解すると my/progress.json に記録する。
@@ -150,19 +150,18 @@ def grade(name: str, function: Callable[..., Any], cases: Sequence[Case]) -> boo
             results.append(function(*copy.deepcopy(case.args)))
         except Exception as error:  # 読者のコードの例外は、種類を問わず言葉で返す
             print(f"{name}: {_called(case)}で例外 {type(error).__name__}: {error}")
-            return False
+            return
     if all(result is None for result in results):
         print(f"{name}: まだ解かれていません。")
-        return False
+        return
     for case, result in zip(cases, results, strict=True):
         problem = _explain(result, case)
         if problem:
             hint = f" ヒント: {case.hint}" if case.hint else ""
             print(f"{name}: {_called(case)}{problem}。{hint}".rstrip())
-            return False
+            return
     print(f"{name}: 正解です({len(cases)} 通りの入力で確かめました)。")
     _record("exercises", name)
-    return True
 
 
 def _called(case: Case) -> str:

@@ -157,7 +157,7 @@ def no_installs_or_shell(nb: NotebookNode) -> list[str]:
     return [
         f"セル {i}: シェルかマジックを呼んでいる"
         for i, cell in _code(nb)
-        if re.search(r"^\s*[!%]|subprocess|os\.system", cell.source, re.M)
+        if re.search(r"^\s*[!%]+\w|subprocess|os\.system", cell.source, re.M)
     ]
 
 

@@ -1,11 +1,17 @@
 """演習の採点。ノートブックの終わりで、自分の書いた関数を渡して使う。"""
 
+from chapter02.exercises.section_2_2 import check_expected_types, check_vocabulary_for
 from chapter02.exercises.section_2_3 import check_merge, check_segment
+from chapter02.exercises.section_2_5 import check_detokenize, check_normalize
 from chapter02.exercises.section_2_6 import check_stream, check_truncate
 
 __all__ = [
+    "check_detokenize",
+    "check_expected_types",
     "check_merge",
+    "check_normalize",
     "check_segment",
     "check_stream",
     "check_truncate",
+    "check_vocabulary_for",
 ]

@@ -8,11 +8,11 @@ from shared.learning import Case, grade
 Pair = tuple[str, str]
 
 
-def check_merge(my_merge: Callable[[tuple[str, ...], Pair], tuple[str, ...]]) -> bool:
+def check_merge(my_merge: Callable[[tuple[str, ...], Pair], tuple[str, ...]]) -> None:
     """記号の列の中の対を、左から重なりなくまとめる関数を採点する。"""
     overlap = "まとめた 2 記号を、次の対にもう一度使っていませんか"
     border = "文字列に直して replace すると、記号の境目が壊れます"
-    return grade(
+    grade(
         "2.3 演習 3",
         my_merge,
         [
@@ -27,13 +27,13 @@ def check_merge(my_merge: Callable[[tuple[str, ...], Pair], tuple[str, ...]]) ->
     )
 
 
-def check_segment(my_segment: Callable[[str, list[Pair]], list[str]]) -> bool:
+def check_segment(my_segment: Callable[[str, list[Pair]], list[str]]) -> None:
     """単語とマージの list から切り分けを求める関数を採点する。"""
     counts = {"low": 5, "lower": 2, "newest": 6, "widest": 3, "aaaa": 2, "banana": 4}
     model = BPE.train(counts, 20)
     order = "列の左から試すのではなく、順位の最も高い対を先にまとめます"
     words = ["lowest", "newer", "wide", "aaaaa", "banana"]
-    return grade(
+    grade(
         "2.3 演習 4",
         my_segment,
         [Case((word, model.merges), model.segment(word), hint=order) for word in words]

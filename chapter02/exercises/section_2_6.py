@@ -8,13 +8,13 @@ CAT = "猫".encode()  # E7 8C AB
 SMILE = "😀".encode()  # F0 9F 98 80
 
 
-def check_truncate(my_truncate: Callable[[list[bytes], int], int]) -> bool:
+def check_truncate(my_truncate: Callable[[list[bytes], int], int]) -> None:
     """文字の途中で切れないように、残せる先頭のトークンの数を求める関数を採点する。"""
     middle = "つないだバイト列が UTF-8 として読めなければ、もう一つ手前で切ります"
     together = "トークンを一つずつ調べるのではなく、先頭からつないだ全体を調べます"
     split = [b"I ", CAT[:1], CAT[1:2], CAT[2:], b"s"]
     straddle = [b"a" + SMILE[:2], SMILE[2:] + b"b", CAT]
-    return grade(
+    grade(
         "2.6 演習 3",
         my_truncate,
         [
@@ -30,11 +30,11 @@ def check_truncate(my_truncate: Callable[[list[bytes], int], int]) -> bool:
     )
 
 
-def check_stream(my_stream: Callable[[list[bytes]], list[str]]) -> bool:
+def check_stream(my_stream: Callable[[list[bytes]], list[str]]) -> None:
     """届いたバイトをためながら、完成した文字だけを順に返す関数を採点する。"""
     wait = "文字が途中までのバイトは、続きが届くまで手元に残します"
     early = "完成した文字はためこまず、その場で返します"
-    return grade(
+    grade(
         "2.6 演習 4",
         my_stream,
         [

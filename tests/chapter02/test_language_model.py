@@ -93,12 +93,12 @@ def test_cross_entropy_of_a_uniform_model_is_log_v():
 
 def test_training_learns_a_cycle_and_is_reproducible():
     ids = np.arange(2000) % 5
-    runs = [list(train(model(), ids, steps=100, seed=3, lr=2e-2)) for _ in range(2)]
+    runs = [train(model(), ids, steps=100, seed=3, lr=2e-2) for _ in range(2)]
     assert runs[0] == runs[1]
     assert len(runs[0]) == 100
     assert runs[0][0] > 1.4
     assert runs[0][-1] < 0.05
-    assert runs[0] != list(train(model(), ids, steps=100, seed=4, lr=2e-2))
+    assert runs[0] != train(model(), ids, steps=100, seed=4, lr=2e-2)
 
 
 def test_learning_rate_follows_the_cosine(monkeypatch: pytest.MonkeyPatch):
@@ -110,7 +110,7 @@ def test_learning_rate_follows_the_cosine(monkeypatch: pytest.MonkeyPatch):
         return original(self, *arguments)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    list(train(model(), np.zeros(20, dtype=np.int64), steps=4, seed=0, lr=0.4))
+    train(model(), np.zeros(20, dtype=np.int64), steps=4, seed=0, lr=0.4)
     assert rates == pytest.approx(
         [0.4, 0.2 * (1 + math.sqrt(0.5)), 0.2, 0.2 * (1 - math.sqrt(0.5))]
     )
@@ -129,10 +129,10 @@ def test_bad_data_is_refused():
     with pytest.raises(ValueError, match="ids"):
         gpt(torch.zeros(1, 13, dtype=torch.long))
     with pytest.raises(ValueError, match="ids"):
-        next(train(gpt, np.zeros(12, dtype=np.int64), steps=1, seed=0))
+        train(gpt, np.zeros(12, dtype=np.int64), steps=1, seed=0)
     with pytest.raises(ValueError, match="ids"):
         cross_entropy(gpt, np.zeros(12, dtype=np.int64))
     with pytest.raises(ValueError, match="steps"):
-        next(train(gpt, np.zeros(20, dtype=np.int64), steps=0, seed=0))
+        train(gpt, np.zeros(20, dtype=np.int64), steps=0, seed=0)
     with pytest.raises(ValueError, match="lr"):
-        next(train(gpt, np.zeros(20, dtype=np.int64), steps=1, seed=0, lr=math.nan))
+        train(gpt, np.zeros(20, dtype=np.int64), steps=1, seed=0, lr=math.nan)

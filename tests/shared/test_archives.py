@@ -98,7 +98,9 @@ def test_damaged_file_without_network(demo: Archive, index: Any):
     for words in ("demo 1.0、1.0 MB", "試したこと", "HTTP 503", "壊れています", str(demo.path)):
         assert words in message
     assert message.endswith(" study.py data fetch demo")
-    assert caught.value.__suppress_context__  # 読者に通信の例外の列を見せない
+    # 読者に、通信の例外の列を見せない
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
     assert demo.path.read_bytes() == b"damaged"
 
 
@@ -195,7 +197,7 @@ def test_full_disk(demo: Archive, monkeypatch: pytest.MonkeyPatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(DataError, match=r"空き容量が足りません\(1\.0 MB") as caught:
+    with pytest.raises(DataError, match=r"空き容量が足りません\(1\.3 MB") as caught:
         load("demo")
     assert "GENAI_NOTES_DATA" in str(caught.value)
     assert stored(demo) == []

@@ -21,7 +21,6 @@ def fetch_demo(index: Any) -> bytes:
 
 
 def test_file_arrives_as_it_is_on_the_server(index: Any):
-    # 伸長を断らなければ、この索引は gzip で包んで送る。
     assert fetch_demo(index) == index.content
 
 
@@ -159,8 +158,11 @@ def test_named_config_file_replaces_the_users(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PIP_CONFIG_FILE", str(named))
     assert pip_setting("index-url") == "https://named/"
     assert pip_setting("proxy") is None
+    write(home / "venv/pip.conf", "[global]\nproxy = http://venv/\n")
+    assert pip_setting("proxy") == "http://venv/"
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     assert pip_setting("index-url") is None
+    assert pip_setting("proxy") is None
 
 
 def test_unreadable_config_is_ignored(home: Path, monkeypatch: pytest.MonkeyPatch):

@@ -90,8 +90,10 @@ ATTEMPTS = [
 def test_grade(
     attempt: object, solved: bool, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert grade("2.3 演習 3", attempt, CASES) is solved  # pyright: ignore
-    assert message in capsys.readouterr().out
+    grade("2.3 演習 3", attempt, CASES)  # pyright: ignore
+    out = capsys.readouterr().out
+    assert message in out
+    assert ("正解です" in out) is solved
 
 
 def test_grade_reports_length_and_protects_arguments(capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,10 +103,12 @@ def test_grade_reports_length_and_protects_arguments(capsys: pytest.CaptureFixtu
         values.sort()
         return values
 
-    assert grade("x", sort_in_place, [case, case])
+    grade("x", sort_in_place, [case, case])
     assert case.args == ([3, 1],)
-    assert not grade("x", lambda values: [1], [case])
-    assert "長さが 1 です(正しくは 2)" in capsys.readouterr().out
+    grade("x", lambda values: [1], [case])
+    out = capsys.readouterr().out
+    assert "正解です(2 通り" in out
+    assert "長さが 1 です(正しくは 2)" in out
     with pytest.raises(TypeError, match="function"):
         grade("x", 3, [case])  # pyright: ignore
 

@@ -20,6 +20,7 @@ def own_settings() -> Iterator[None]:
     backend = mpl.get_backend()
     plt.switch_backend("Agg")
     with mpl.rc_context():
+        mpl.rcdefaults()  # matplotlib_fontja は import されるだけでも字形を変える
         plotting.setup()
         yield
     plt.close("all")
