@@ -31,19 +31,16 @@ def direct_requirements() -> str:
     return "\n".join(sorted(line for line in lines if line and line[0] not in "-#")) + "\n"
 
 
-def compiled(inputs: list[str], *options: str) -> str:
-    """uv に版を選ばせ、requirements の形の本文を返す。"""
+def solve(inputs: list[str], *options: str) -> None:
+    """uv に版を選ばせる(`-o` で書き出す)。"""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if uv is None:
         sys.exit("uv が見つかりません。入れてから、もう一度: python -m pip install uv")
     command = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", *options, *inputs]
     env = dict(os.environ, MACOSX_DEPLOYMENT_TARGET="14.0")
-    done = subprocess.run(
-        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8", check=False
-    )
+    done = subprocess.run(command, env=env, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     if done.returncode != 0:
         sys.exit(f"版を決められませんでした: {' '.join(options)}")
-    return done.stdout
 
 
 def main() -> None:
@@ -57,12 +54,13 @@ def main() -> None:
         if (ROOT / "constraints.txt").exists():
             shutil.copyfile(ROOT / "constraints.txt", chosen)  # uv は -o の今の版を優先する
         where = ["--universal", "--python-version", PYTHONS[0], "--fork-strategy", "fewest"]
-        text = compiled(inputs, *common, *where, *sys.argv[1:], "-o", str(chosen))
+        solve(inputs, *common, *where, *sys.argv[1:], "-o", str(chosen))
+        text = chosen.read_text(encoding="utf-8")
         chosen.write_text(HEADER + text, encoding="utf-8")
         for python in PYTHONS:
             for platform in PLATFORMS:
                 where = ["--python-version", python, "--python-platform", platform]
-                compiled(inputs, *common, *where, "--no-build", "-c", str(chosen))
+                solve(inputs, *common, *where, "--no-build", "-c", str(chosen))
         shutil.copyfile(chosen, ROOT / "constraints.txt")
     print(f"constraints.txt: {len(text.splitlines())} 個の版を書きました")
 

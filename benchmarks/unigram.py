@@ -103,6 +103,8 @@ def main(arguments: list[str]) -> None:
         measure(lambda: train_peer(arguments[1]), digest=lambda model: "")
         return
     result: dict[str, dict] = {}
+    if RESULT.exists():  # --quick では、前に測った全体の結果を残す
+        result = json.loads(RESULT.read_text(encoding="utf-8"))
     for megabytes, runs in (("1", 5), ("all", 1)):
         if megabytes == "all" and "--quick" in arguments:
             continue
@@ -110,7 +112,7 @@ def main(arguments: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             text_file = str(Path(folder) / "train.txt")
             Path(text_file).write_text("\n".join(sentences) + "\n", encoding="utf-8")
-            result[f"japanese_{megabytes}mb" if megabytes == "1" else "japanese_all"] = {
+            result["japanese_1mb" if megabytes == "1" else "japanese_all"] = {
                 "bytes": Path(text_file).stat().st_size,
                 "sentences": len(sentences),
                 **compare(

@@ -112,7 +112,7 @@ class MergeTable:
 
         `checked` は両立を調べた対の控えで、続けて符号化するときに同じものを渡すと速い。
         """
-        trie, shorter, lengths = self._prepare()
+        trie, shorter, lengths = self.prepare()
         longest = self._longest
         checked = {} if checked is None else checked
         symbols: list[int] = []
@@ -145,8 +145,8 @@ class MergeTable:
             last = symbol
         return symbols
 
-    def _prepare(self) -> tuple[dict, list[int], list[int]]:
-        """前方一致木、記号ごとの「次に短い接頭辞の記号」(なければ -1)、記号の長さ。"""
+    def prepare(self) -> tuple[dict, list[int], list[int]]:
+        """前方一致木、記号ごとの「次に短い接頭辞の記号」(なければ -1)、記号の長さを用意する。"""
         if not self._trie:
             self._shorter = [-1] * len(self.tokens)
             self._lengths = [len(token) for token in self.tokens]

@@ -44,6 +44,7 @@ class ByteLevelBPE:
         self.special_tokens = dict(special_tokens)
         self.pattern = pattern
         self._table = table
+        table.prepare()
         self._ids = ids
         self._bytes = {number: token.encode() for token, number in special_tokens.items()}
         self._bytes |= dict(zip(ids, table.tokens, strict=True))  # id → バイト列

@@ -107,7 +107,7 @@ class CharsMap:
         self._texts = blob[4 + size :]
         longest_first = sorted(protected, key=len, reverse=True)
         self._protected = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._fixed: dict[str, str] = {}  # 続く文字によらず置き換えの決まる文字
+        self._unchanged: set[str] = set()  # 続く文字によらず、置き換えの起こらない文字
 
     def replace(self, text: str) -> str:
         """先頭から順に、最も長く一致する規則で置き換える。一致しない文字はそのまま残す。"""
@@ -120,8 +120,8 @@ class CharsMap:
             if kept:
                 output.append(kept.group())
                 i = kept.end()
-            elif text[i] in self._fixed:
-                output.append(self._fixed[text[i]])
+            elif text[i] in self._unchanged:
+                output.append(text[i])
                 i += 1
             else:
                 length, replacement = self._longest(text, i)
@@ -142,7 +142,7 @@ class CharsMap:
                     unit = self._units[node ^ byte]
                     if unit & 0x800000FF != byte:  # 下位 8 ビットが、この節点へ来るときの文字
                         if i == start:
-                            self._fixed[text[start]] = best[1]
+                            self._unchanged.add(text[start])
                         return best
                     node ^= byte ^ _offset(unit)
                 if unit >> 8 & 1:  # 規則がここで終わる。値は置き換え後の文字列の位置

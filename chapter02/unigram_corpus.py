@@ -141,7 +141,7 @@ def find_seeds(corpus: Corpus, max_length: int = 16, seed_size: int = 1_000_000)
     weights = np.repeat(corpus.counts, corpus.lengths).astype(np.float64)
     chunk_end = np.repeat((corpus.starts + corpus.lengths).astype(np.int32), corpus.lengths)
     position = np.arange(len(codes), dtype=np.int32)
-    count = np.bincount(gram, weights, minlength=len(corpus.alphabet))
+    count = np.bincount(gram, weights, minlength=len(corpus.alphabet)).astype(np.float64)
 
     positions, ids, counts = [position], [gram], [count]
     wanted = [np.ones(len(count), dtype=bool)]  # 1 文字は必ず残す

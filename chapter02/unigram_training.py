@@ -109,9 +109,9 @@ class BatchedLattices:
         if with_losses:
             drop = -np.log1p(-np.minimum(flow, 1.0 - 1e-15))
             drop *= edge_counts
-            losses = np.bincount(self.piece, drop, minlength=size)
+            losses = _total(self.piece, drop, size)
         flow *= edge_counts
-        return log_likelihood, np.bincount(self.piece, flow, minlength=size), losses
+        return log_likelihood, _total(self.piece, flow, size), losses
 
 
 def train_unigram(
@@ -187,6 +187,11 @@ def train_unigram(
     log_probs = np.log(counts) - np.log(counts.sum())
     order = np.argsort(-log_probs, kind="stable")
     return dict(zip(pieces[order].tolist(), log_probs[order].tolist(), strict=True))
+
+
+def _total(ids: NDArray[np.int32], values: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    """id ごとに `values` を足す。"""
+    return np.bincount(ids, values, minlength=size).astype(np.float64, copy=False)
 
 
 def digamma(x: NDArray[np.float64] | np.float64) -> NDArray[np.float64]:

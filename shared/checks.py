@@ -1,6 +1,7 @@
 """引数の検査。誤った入力を、引数名・値・許される範囲を述べる日本語の例外で断る。"""
 
 import math
+import operator
 
 
 def shown(value: object) -> str:
@@ -19,7 +20,8 @@ def require_text(value: object, name: str) -> str:
     if not isinstance(value, str):
         hint = "。bytes は .decode('utf-8') で文字列にしてください" if _is_bytes(value) else ""
         raise TypeError(
-            f"{name} には文字列 (str) を渡してください: {shown(value)} ({type(value).__name__}){hint}"
+            f"{name} には文字列 (str) を渡してください: {shown(value)} "
+            f"({type(value).__name__}){hint}"
         )
     try:
         value.encode("utf-8")
@@ -38,9 +40,15 @@ def require_int(value: object, name: str, minimum: int | None = None) -> int:
         TypeError: 整数でないとき。
         ValueError: `minimum` より小さいとき。
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} には整数を渡してください: {shown(value)} ({type(value).__name__})")
-    number = int(value)  # pyright: ignore[reportArgumentType]
+    try:
+        if _is_bool(value):
+            raise TypeError
+        # int() と違い、小数を切り捨てない(torch.tensor(1.5) も断る)。
+        number = operator.index(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} には整数を渡してください: {shown(value)} ({type(value).__name__})"
+        ) from None
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} は {minimum} 以上にしてください: {number}")
     return number
@@ -53,14 +61,26 @@ def require_number(value: object, name: str, minimum: float | None = None) -> fl
         TypeError: 数でないとき。
         ValueError: NaN・無限大、または `minimum` より小さいとき。
     """
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} には数を渡してください: {shown(value)} ({type(value).__name__})")
-    number = float(value)  # pyright: ignore[reportArgumentType]
+    try:
+        if _is_bool(value) or not hasattr(value, "__float__"):
+            raise TypeError
+        number = float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} には数を渡してください: {shown(value)} ({type(value).__name__})"
+        ) from None
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ValueError(f"{name} は有限の数にしてください: {number}")
     if minimum is not None and number < minimum:
         raise ValueError(f"{name} は {minimum} 以上にしてください: {number}")
     return number
+
+
+def _is_bool(value: object) -> bool:
+    """Python・NumPy・PyTorch の真偽値か(NumPy と PyTorch は import せずに見分ける)。"""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def _is_bytes(value: object) -> bool:

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
@@ -298,6 +299,8 @@ def _remove(venv: Path) -> None:
         elif venv.exists():
             shutil.rmtree(venv)
     except OSError as error:
+        if error.errno == errno.EROFS:  # 読むだけの場所であることは study.py が述べる
+            raise
         raise Stop(
             f"古い環境 {shown(venv)} を消せません",
             f"使っているプログラムがあるか、権限がありません({error})",
@@ -327,7 +330,7 @@ def _name_kernel(venv: Path, folder: Path) -> None:
 
 
 def _require_space(venv: Path, megabytes: int) -> None:
-    free, needed = shutil.disk_usage(venv).free / 1e9, megabytes * 3.5 / 1e3
+    free, needed = shutil.disk_usage(venv).free / 1e9, 0.9 + megabytes * 2.2 / 1e3  # 展開した分も
     if free < needed:
         raise Stop(
             "ディスクの空きが足りません",

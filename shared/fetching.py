@@ -13,7 +13,7 @@ import pypi_simple
 import requests
 from requests.adapters import HTTPAdapter
 
-PUBLIC_INDEX = "https://pypi.org/simple/"
+PUBLIC_INDEX = pypi_simple.PYPI_SIMPLE_ENDPOINT
 _CONNECT_S, _READ_S = 10, 60  # 接続と、データが途切れてから待つ秒数
 
 

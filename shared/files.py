@@ -8,8 +8,8 @@ from pathlib import Path
 def write_atomically(path: str | os.PathLike[str], data: bytes | str) -> Path:
     """`data` を同じフォルダーの一時ファイルに書き、`path` に改名する。
 
-    文字列は UTF-8 で、改行を変えずに書く。途中で失敗したときは一時ファイルを消すので、`path` には元の
-    内容か新しい内容の全体のどちらかだけが見える。
+    文字列は UTF-8 で、改行を変えずに書く。途中で失敗したときは一時ファイルを消すので、`path` には
+    元の内容か新しい内容の全体のどちらかだけが見える。
 
     Raises:
         OSError: フォルダーがない、書き込めない、空き容量がないとき。

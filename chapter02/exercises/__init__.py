@@ -2,16 +2,19 @@
 
 from chapter02.exercises.section_2_2 import check_expected_types, check_vocabulary_for
 from chapter02.exercises.section_2_3 import check_merge, check_segment
+from chapter02.exercises.section_2_4 import check_expected_counts, check_viterbi
 from chapter02.exercises.section_2_5 import check_detokenize, check_normalize
 from chapter02.exercises.section_2_6 import check_stream, check_truncate
 
 __all__ = [
     "check_detokenize",
+    "check_expected_counts",
     "check_expected_types",
     "check_merge",
     "check_normalize",
     "check_segment",
     "check_stream",
     "check_truncate",
+    "check_viterbi",
     "check_vocabulary_for",
 ]

@@ -124,6 +124,52 @@ def test_the_batched_loss_is_the_drop_of_the_likelihood(prepared):
         assert losses[seeds.pieces.index(piece)] == pytest.approx(exact[piece], abs=1e-9)
 
 
+def reference_training(seeds, alphabet, words, n_pieces):
+    """学習の手順を、辞書とラティス 1 つずつで書き下したもの。"""
+    weight = {p: c * len(p) for p, c in zip(seeds.pieces, seeds.counts, strict=True)}
+    log_p = {p: math.log(w / sum(weight.values())) for p, w in weight.items()}
+
+    def expectation():
+        counts, losses = dict.fromkeys(log_p, 0.0), dict.fromkeys(log_p, 0.0)
+        model = Unigram([*log_p, "<unk>"], [*log_p.values(), 0.0], len(log_p))
+        for word in words:
+            for edge, gamma in model.lattice(word).posteriors():
+                counts[model.pieces[edge.piece_id]] += gamma
+                losses[model.pieces[edge.piece_id]] -= math.log1p(-min(gamma, 1 - 1e-15))
+        return counts, losses
+
+    while True:
+        for _ in range(2):
+            counts, _ = expectation()
+            kept = [p for p in log_p if counts[p] >= 0.5 or p in alphabet]
+            if len(kept) < n_pieces:
+                rest = sorted((p for p in log_p if p not in kept), key=lambda p: -counts[p])
+                kept += rest[: n_pieces - len(kept)]
+            kept = {p: max(counts[p], 0.5) for p in log_p if p in kept}
+            total = special.digamma(sum(kept.values()))
+            log_p = {p: special.digamma(c) - total for p, c in kept.items()}
+        if len(log_p) <= n_pieces:
+            break
+        _, losses = expectation()
+        order = sorted(log_p, key=lambda p: (p not in alphabet, -losses[p]))
+        size = max(n_pieces, int(0.75 * len(log_p)))
+        log_p = {p: q for p, q in log_p.items() if p in set(order[:size])}
+    counts, _ = expectation()
+    counts = {p: max(c, 0.5) for p, c in counts.items()}
+    return {p: c / sum(counts.values()) for p, c in counts.items()}
+
+
+@pytest.mark.parametrize("n_pieces", [5, 9, 14])
+def test_training_follows_the_procedure_step_by_step(n_pieces):
+    words = ["▁" + word for word in [*WORDS, "nabs", "sandbar", "bar", "bars", "bands"]]
+    corpus = make_corpus(words, 1.0)
+    n_pieces = max(n_pieces, len(corpus.alphabet))
+    model = Unigram.train([w[1:] for w in words], n_pieces + 1, character_coverage=1.0)
+    learned = dict(zip(model.pieces[1:], np.exp(model.log_probs[1:]), strict=True))
+    wanted = reference_training(find_seeds(corpus), corpus.alphabet, words, n_pieces)
+    assert learned == pytest.approx(wanted, rel=1e-8)
+
+
 def test_em_never_lowers_the_likelihood_and_stays_a_distribution():
     probabilities = random_probabilities(["a", "b", "n", "d", "s", "an", "ban", "and", "ana"], 5)
     before = corpus_log_likelihood(probabilities, WORDS)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from shared.checks import require_int, require_number, require_text, shown
 
@@ -115,3 +116,38 @@ def test_minimum_of_numbers():
     assert require_number(-0.0, "x", minimum=0) == 0.0
     with pytest.raises(ValueError, match=r"^x は 0 以上にしてください: -1e-09$"):
         require_number(-1e-9, "x", minimum=0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.True_,
+        np.array(True),
+        np.array([1, 2]),
+        np.array([1.0]),
+        torch.tensor(True),
+        torch.tensor(1.5),
+        torch.tensor([1, 2]),
+    ],
+)
+def test_arrays_and_fractions_are_no_integer(value: Any):
+    with pytest.raises(TypeError, match=r"^n には整数"):
+        require_int(value, "n")
+
+
+@pytest.mark.parametrize("value", [np.array(3), torch.tensor(3), torch.tensor([3])])
+def test_integer_of_a_library(value: Any):
+    assert require_int(value, "n") == 3
+
+
+@pytest.mark.parametrize(
+    "value", [np.True_, np.array([1.0, 2.0]), torch.tensor(True), torch.tensor([1.0, 2.0])]
+)
+def test_arrays_are_no_number(value: Any):
+    with pytest.raises(TypeError, match=r"^x には数"):
+        require_number(value, "x")
+
+
+def test_huge_integer_is_not_finite():
+    with pytest.raises(ValueError, match=r"^x は有限の数"):
+        require_number(10**400, "x")

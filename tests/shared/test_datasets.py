@@ -45,8 +45,8 @@ def test_plays_hold_no_markdown_and_every_word():
 
 
 def test_markdown_marks():
-    markdown = "# Title\n\n### SCENE I.\n_\\[Aside]_  \n**A & B**  \n\\--Is't #1?  \n*Exit.*\n"
-    plain = "Title\n\nSCENE I.\n[Aside]\nA & B\n--Is't #1?\nExit.\n"
+    markdown = "# Title\n\n### SCENE I.\n_\\[Aside]_  \n**A & B**  \n\\--Is't # 1?  \n*Exit.*\n"
+    plain = "Title\n\nSCENE I.\n[Aside]\nA & B\n--Is't # 1?\nExit.\n"
     assert datasets._without_markdown(markdown) == plain
 
 
@@ -56,23 +56,23 @@ def test_markdown_marks():
 @pytest.fixture
 def small_table(monkeypatch: pytest.MonkeyPatch):
     #       ja, en, nl, de, fr, es, sv
-    rows = ["あ,a,-,A,-,-,-", "い,-,-,B,-,-,-", "う,a,-,C,fr,-,-", "え-,e - f,-,-,-,-,-"]
+    rows = ["う,z,-,A,-,-,-", "い,-,-,B,-,-,-", "あ,z,-,C,fr,-,-", "え-,e - f,-,-,-,-,-"]
     table = "".join(row.replace(",", "\t") + "\n" for row in rows).encode()
     monkeypatch.setattr(archives, "load", lambda name: {"tatoeba": table}[name])
 
 
 @pytest.mark.usefixtures("small_table")
 def test_rows_without_a_translation_are_dropped():
-    assert tatoeba("ja", "en") == [("あ", "a"), ("う", "a"), ("え-", "e - f")]
-    assert tatoeba("de", "ja") == [("A", "あ"), ("B", "い"), ("C", "う")]
-    assert tatoeba("fr", "en", "de") == [("fr", "a", "C")]
+    assert tatoeba("ja", "en") == [("う", "z"), ("あ", "z"), ("え-", "e - f")]
+    assert tatoeba("de", "ja") == [("A", "う"), ("B", "い"), ("C", "あ")]
+    assert tatoeba("fr", "en", "de") == [("fr", "z", "C")]
     assert tatoeba("sv") == []
 
 
 @pytest.mark.usefixtures("small_table")
 def test_sentences_are_distinct_and_in_order():
-    assert tatoeba_sentences("en") == ["a", "e - f"]
-    assert tatoeba_sentences("ja") == ["あ", "い", "う", "え-"]
+    assert tatoeba_sentences("en") == ["z", "e - f"]
+    assert tatoeba_sentences("ja") == ["う", "い", "あ", "え-"]
 
 
 @pytest.mark.parametrize(

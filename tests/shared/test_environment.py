@@ -349,7 +349,7 @@ def test_too_little_space_is_said_before_the_download(
     usage = shutil.disk_usage(house.root)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**8))
     monkeypatch.setattr(environment, "plan_torch", lambda venv, cpu: ([], 350))
-    with pytest.raises(Stop, match=r"空きは 0\.1 GB、要るのは約 1\.2 GB"):
+    with pytest.raises(Stop, match=r"空きは 0\.1 GB、要るのは約 1\.7 GB"):
         environment.ensure_base()
     assert not house.calls
 

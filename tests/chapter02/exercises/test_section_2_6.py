@@ -98,7 +98,9 @@ def test_right_answers_pass(check, right, capsys):
 )
 def test_plausible_mistakes_are_named(check, wrong, message, capsys):
     check(wrong)
-    assert message in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert message in printed
+    assert "正解です" not in printed
 
 
 @pytest.mark.parametrize("check", [check_truncate, check_stream])
