@@ -117,7 +117,7 @@ def measure_all(runs: int) -> list[dict]:
     rows: list[dict] = []
     for language in LANGUAGES:
         result = compare(child("train_ours", language), child("train_peer", language), runs)
-        rows.append({"task": "train", "language": language, "peer": "tokenizers", **result})
+        rows.append({"task": "train", "language": language, "against": "tokenizers", **result})
     for name in VOCABULARIES:
         for language in LANGUAGES:
             for batch in ("single", "batch"):
@@ -127,7 +127,7 @@ def measure_all(runs: int) -> list[dict]:
                     runs,
                 )
                 task = {"task": f"encode_{batch}", "vocabulary": name, "language": language}
-                rows.append({**task, "peer": "tiktoken", **result})
+                rows.append({**task, "against": "tiktoken", **result})
     return rows
 
 
@@ -165,7 +165,7 @@ def table(results: dict) -> str:
         cells = [
             work[row["task"]] + (f" {row['vocabulary']}" if "vocabulary" in row else ""),
             LANGUAGES[row["language"]],
-            row["peer"],
+            row["against"],
             meaning,
             *(f"{value:.2f}" for value in values),
             peak if row["task"] == "train" else "-",

@@ -5,6 +5,7 @@
 は unigram_training が、SentencePiece のモデルファイルの読み取りは sentencepiece_model が受け持つ。
 """
 
+import itertools
 import math
 import os
 import re
@@ -363,18 +364,16 @@ class Unigram:
     def _pieces_of(self, text: str, path: list[Edge]) -> list[str]:
         """経路を断片の並びに直す。未知の文字はバイトに分けるか、続くものを 1 つにまとめる。"""
         pieces: list[str] = []
-        previous = -1
-        for edge in path:
-            surface = text[edge.start : edge.end]
-            if edge.piece_id != self.unk_id:
-                pieces.append(surface)
-            elif self.byte_ids:
+        for is_unknown, run in itertools.groupby(path, lambda edge: edge.piece_id == self.unk_id):
+            edges = list(run)
+            if not is_unknown:
+                pieces.extend(text[edge.start : edge.end] for edge in edges)
+                continue
+            surface = text[edges[0].start : edges[-1].end]
+            if self.byte_ids:
                 pieces.extend(f"<0x{byte:02X}>" for byte in surface.encode("utf-8"))
-            elif previous == self.unk_id:
-                pieces[-1] += surface
             else:
                 pieces.append(surface)
-            previous = edge.piece_id
         return pieces
 
 

@@ -1,7 +1,7 @@
 """語のベクトル: 共起の回数を数え、PPMI に直し、SVD で縮め、コサインで比べる(2.1 節)。
 
-one-hot では、どの二つの語も直交していて、似かたに差がない。文脈の回数を並べたベクトルなら、似た文脈に
-現れる語どうしが近くなる。学習で得るベクトル(skip-gram)は distributional.py にある。
+one-hot では、どの二つの語も直交していて、似かたに差がない。文脈の回数を並べたベクトルなら、似た
+文脈に現れる語どうしが近くなる。学習で得るベクトル(skip-gram)は distributional.py にある。
 """
 
 import re
@@ -65,7 +65,9 @@ def flatten(sentences: Iterable[Sequence[str]], index: Mapping[str, int]) -> tup
     for sentence in sentences:
         ids += [index.get(word, -1) for word in _sentence(sentence)]
         lengths.append(len(sentence))
-    return np.array(ids, dtype=np.int64), np.repeat(np.arange(len(lengths)), lengths)
+    return np.array(ids, dtype=np.int64), np.repeat(
+        np.arange(len(lengths)), np.array(lengths, dtype=np.int64)
+    )
 
 
 # ---- 数えて作るベクトル -----------------------------------------------------------------
@@ -154,7 +156,10 @@ def tf_idf(documents: Sequence[Sequence[str]], index: Mapping[str, int]) -> NDAr
 
     Raises:
         TypeError: `documents` が語の list の並びでないとき。
+        ValueError: 文書が一つもないとき。
     """
+    if not documents:
+        raise ValueError("documents が空です。一つ以上の文書を渡してください")
     counts = np.zeros((len(documents), len(index)))
     for row, document in enumerate(documents):
         for word, n in Counter(_sentence(document)).items():

@@ -5,9 +5,12 @@ from chapter02.exercises.section_2_3 import check_merge, check_segment
 from chapter02.exercises.section_2_4 import check_expected_counts, check_viterbi
 from chapter02.exercises.section_2_5 import check_detokenize, check_normalize
 from chapter02.exercises.section_2_6 import check_stream, check_truncate
+from chapter02.exercises.section_2_7 import check_bits_per_character, check_entropy_rate
 
 __all__ = [
+    "check_bits_per_character",
     "check_detokenize",
+    "check_entropy_rate",
     "check_expected_counts",
     "check_expected_types",
     "check_merge",

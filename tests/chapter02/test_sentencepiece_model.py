@@ -22,7 +22,7 @@ SETTINGS = {
     "identity": {"normalization_rule_name": "identity"},
     "byte": {"byte_fallback": True},
     "identity_byte": {"byte_fallback": True, "normalization_rule_name": "identity"},
-    "symbols": {"user_defined_symbols": ["<sep>", "㌔a", "１"], "control_symbols": ["<c>"]},
+    "symbols": {"user_defined_symbols": ["<sep>", "㌔a", "１", "１２"], "control_symbols": ["<c>"]},
     "no_dummy": {"add_dummy_prefix": False, "normalization_rule_name": "nfkc_cf"},
     "keep_spaces": {"remove_extra_whitespaces": False, "unk_surface": "[?]"},
     "suffix": {"treat_whitespace_as_suffix": True, "unk_id": 3, "bos_id": 0, "eos_id": 1},
@@ -51,7 +51,7 @@ def strange_texts(n):
     generator = random.Random(1)
     texts = ["".join(generator.choices(ALPHABET, k=generator.randint(0, 20))) for _ in range(n)]
     texts += ["".join(generator.choices("aあ ▁", k=60)) for _ in range(n // 10)]
-    return [*texts, "", " ", "▁", "▁▁a▁", "\x01", "\x7f \x01", "a" * 500, "あ" * 501]
+    return [*texts, "１２３１３", "", " ", "▁", "▁▁a▁", "\x01", "\x7f \x01", "a" * 500, "あ" * 501]
 
 
 def assert_same(data, texts, folder, n_random=300):
