@@ -196,6 +196,7 @@ def run(arguments: list) -> int:
             raise Stop("%s には、まだノートブックがありません" % folder.name)
         out = Path(given.get("--out") or ROOT / "build" / "run").absolute() / folder.name
         out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=str(out)).close()  # 書き込めない場所なら、ここで分かる
         venv, packages = environment.ensure_chapter(folder, "--cpu" in given)
         if call(venv, "-m", "shared.datasets", "fetch"):
             say("  (揃わないデータがあります。手元にあるもので続けます)")

@@ -2,7 +2,7 @@
 
 `.model` は Protocol Buffers の ModelProto である。断片の表のほかに、文字の置き換え規則
 (precompiled_charsmap)がトライ木ごと入っているので、ファイルが 1 つあれば、どこでも同じ分割が得られ
-る (Kudo & Richardson 2018, arXiv:1808.06226, 3.4 節の自己完結したモデル)。
+る (Kudo & Richardson 2018, arXiv:1808.06226)。
 """
 
 import enum

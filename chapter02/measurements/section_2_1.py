@@ -1,99 +1,97 @@
 """2.1 節(埋め込みと分布仮説)の主張の測定。
 
-コーパスは Tatoeba の英文(140 万語)、ものさしは WordSim-353。シードは、文脈を集める文の選び方と、
-skip-gram の初期値・間引き・負例のすべてを決める。
+コーパスは Tatoeba の英文(178,031 文、140 万語)、人の判断は WordSim-353。シードは、文脈に使う文の選び方
+と、skip-gram の初期値・間引き・負例を決める。
 """
 
+from collections import defaultdict
 from functools import cache
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from chapter02.distributional import SkipGram, context_overlap
-from chapter02.word_vectors import words
+from chapter02.word_vectors import vocabulary, words
 from shared import datasets
 
-DIM, EPOCHS = 50, 2
-SENTENCES_PER_WORD, FUNCTION_WORDS = 100, 100
+N_SENTENCES = 50  # 語ごとに使う文の数。頻度の違いが重なりに混ざらないように、そろえる
+N_COMMON = 100  # 文脈から除く、ごくありふれた語の数
 
 
 @cache
 def corpus() -> list[list[str]]:
-    """英文を語の list にしたもの。"""
+    """Tatoeba の英文を語に分けたもの。"""
     return [words(sentence) for sentence in datasets.tatoeba_sentences("en")]
 
 
-def human_pairs() -> list[tuple[str, str, float]]:
-    """WordSim-353 の異なる二語の組と、人のつけた点数(語は小文字)。"""
-    rows = [(a.lower(), b.lower(), score) for a, b, score in datasets.wordsim353()]
-    return [row for row in rows if row[0] != row[1]]
+def judgements() -> list[tuple[str, str, float]]:
+    """WordSim-353 の、異なる二語の組(小文字)と、人のつけた 0 から 10 の類似度。"""
+    pairs = [(a.lower(), b.lower(), score) for a, b, score in datasets.wordsim353()]
+    return [(a, b, score) for a, b, score in pairs if a != b]
 
 
-@cache
-def sentences_with() -> dict[str, list[int]]:
-    """WordSim-353 の語ごとの、その語を含む文の番号。"""
-    places: dict[str, list[int]] = {word: [] for a, b, _ in human_pairs() for word in (a, b)}
-    for i, sentence in enumerate(corpus()):
-        for word in set(sentence) & places.keys():
-            places[word].append(i)
-    return places
+def overlaps(seed: int, unit: str = "type") -> list[tuple[str, str, float, float]]:
+    """(語, 語, 人のつけた類似度, 文脈の重なり) の一覧。
 
-
-@cache
-def function_words() -> frozenset[str]:
-    """どの文にも出る機能語の代わりに、最頻の語を文脈から除く。"""
-    counts: dict[str, int] = {}
-    for sentence in corpus():
-        for word in sentence:
-            counts[word] = counts.get(word, 0) + 1
-    return frozenset(sorted(counts, key=lambda word: -counts[word])[:FUNCTION_WORDS])
-
-
-def overlaps(seed: int, unit: str = "token") -> list[tuple[str, str, float, float]]:
-    """(語, 語, 人の点数, 文脈の重なり) を、点数の高い順に並べる。
-
-    どちらの語も、二語が一緒に出る文を除いて 100 文以上に現れる組だけを使い、語ごとに無作為な 100 文を
-    選ぶ(Rubenstein & Goodenough は、語ごとに人に文を書いてもらった)。
+    二語の片方だけを含む文を 50 ずつ無作為に選び、その中の内容語(最頻 100 語を除く)を文脈とする。
     """
-    rng, rows = np.random.default_rng(seed), []
-    for a, b, score in human_pairs():
-        both = set(sentences_with()[a]) & set(sentences_with()[b])
-        chosen = [[i for i in sentences_with()[word] if i not in both] for word in (a, b)]
-        if min(map(len, chosen)) < SENTENCES_PER_WORD:
+    sentences, rng = corpus(), np.random.default_rng(seed)
+    common = set(list(vocabulary(sentences))[:N_COMMON])
+    wanted = {word for a, b, _ in judgements() for word in (a, b)}
+    where = defaultdict(list)
+    for i, sentence in enumerate(sentences):
+        for word in wanted.intersection(sentence):
+            where[word].append(i)
+    rows = []
+    for a, b, score in judgements():
+        sides = [sorted(set(where[x]) - set(where[y])) for x, y in ((a, b), (b, a))]
+        if min(map(len, sides)) < N_SENTENCES:
             continue
-        sampled = [rng.choice(places, SENTENCES_PER_WORD, replace=False) for places in chosen]
-        around = [
-            [w for i in places for w in corpus()[i] if w not in function_words() | {a, b}]
-            for places in sampled
+        contexts = [
+            [w for i in rng.choice(side, N_SENTENCES, replace=False) for w in sentences[i]]
+            for side in sides
         ]
-        rows.append((a, b, score, context_overlap(*around, unit=unit)))
-    return sorted(rows, key=lambda row: -row[2])
+        kept = [[w for w in side if w not in common and w not in (a, b)] for side in contexts]
+        rows.append((a, b, score, context_overlap(kept[0], kept[1], unit)))
+    return rows
 
 
-def overlap_ratio(seed: int) -> float:
-    """文脈の重なり M_k の平均の比、点数の上位 1/4 の組 ÷ 下位 1/4 の組。"""
-    measured = [overlap for *_, overlap in overlaps(seed)]
-    quarter = len(measured) // 4
-    return float(np.mean(measured[:quarter]) / np.mean(measured[-quarter:]))
+def overlap_correlation(seed: int) -> float:
+    """文脈の重なり(異なり)と人のつけた類似度の、Spearman の順位相関。"""
+    _, _, scores, values = zip(*overlaps(seed), strict=True)
+    return float(spearmanr(scores, values).statistic)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@cache
-def learned(seed: int, power: float = 0.75) -> SkipGram:
-    """負例の分布の指数が `power` の skip-gram を学習する(CPU 1 コアで 10 秒ほど)。"""
-    model = SkipGram(corpus(), dim=DIM, power=power, seed=seed)
-    model.train(EPOCHS)
-    return model
+def overlap_steepness(seed: int) -> float:
+    """類似度の上位・中位・下位三分の一の平均の重なりを比べた、(上 - 中) - (中 - 下)。"""
+    ordered = [value for *_, value in sorted(overlaps(seed), key=lambda row: row[2])]
+    low, middle, high = (float(np.mean(third)) for third in np.array_split(ordered, 3))
+    return (high - middle) - (middle - low)
 
 
-def agreement(model: SkipGram) -> float:
-    """WordSim-353 との Spearman の順位相関。"""
-    return model.embeddings().agreement(human_pairs())[0]
+def skip_gram_correlation(seed: int, threshold: float = 1e-4, epochs: int = 6) -> float:
+    """skip-gram のコサイン類似度と人のつけた類似度の、Spearman の順位相関。"""
+    model = SkipGram(corpus(), threshold=threshold, seed=seed)
+    model.train(epochs)
+    return model.embeddings().agreement(judgements())[0]
 
 
-def skipgram_agreement(seed: int) -> float:
-    """3/4 乗の負例で学習した skip-gram の、人の点数との順位相関。"""
-    return agreement(learned(seed))
+def subsampling_speedup(seed: int) -> float:
+    """間引かないときの一周回の組の数 ÷ 間引いたとき (t = 1e-4) の組の数。"""
+    plain, thinned = (SkipGram(corpus(), threshold=t, seed=seed) for t in (1.0, 1e-4))
+    return len(plain.pairs()[0]) / len(thinned.pairs()[0])
+
+
+def subsampling_gain(seed: int) -> float:
+    """ほぼ同じ数の組で学習したときの順位相関の差、間引きあり (5 周回) - なし (1 周回)。"""
+    return skip_gram_correlation(seed, epochs=5) - skip_gram_correlation(seed, 1.0, epochs=1)
 
 
 def noise_power_gain(seed: int) -> float:
-    """順位相関の差、3/4 乗 − (一様分布とユニグラム分布の良いほう)。"""
-    return agreement(learned(seed)) - max(agreement(learned(seed, p)) for p in (0.0, 1.0))
+    """順位相関の差、U^{3/4} - (U と一様のうち良いほう)。"""
+    scores = {}
+    for power in (0.0, 0.75, 1.0):
+        model = SkipGram(corpus(), power=power, seed=seed)
+        model.train()
+        scores[power] = model.embeddings().agreement(judgements())[0]
+    return scores[0.75] - max(scores[0.0], scores[1.0])

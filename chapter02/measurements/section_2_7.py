@@ -81,14 +81,19 @@ def characters_later_over_rate(seed: int) -> float:
     return learn(seed, vocab_size=2, steps=LATER_STEPS).held_out / MarkovSource().entropy_rate()
 
 
-def order_delay(seed: int) -> float:
+def order_delay(seed: int, orders: tuple[int, int] = (1, 2)) -> float:
     """停滞を抜けるまでのステップ数の比、2 次 ÷ 1 次(文脈 64、バッチ 16、500 ステップ)。"""
     steps = []
-    for order in (1, 2):
+    for order in orders:
         source = MarkovSource(order)
         run = learn(seed, vocab_size=2, steps=500, source=source, context=64, batch=16)
         steps.append(steps_to_escape(run, source))
     return steps[1] / steps[0]
+
+
+def order_delay_beyond_two(seed: int) -> float:
+    """停滞を抜けるまでのステップ数の比、4 次 ÷ 2 次(文脈 64、バッチ 16、500 ステップ)。"""
+    return order_delay(seed, orders=(2, 4))
 
 
 def token_unigram_over_rate(seed: int) -> float:

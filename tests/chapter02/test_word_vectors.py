@@ -113,7 +113,8 @@ def test_tf_idf_matches_sklearn():
     documents = [["a", "b", "a"], ["a", "c"], ["a", "b", "b", "zzz"]]
     index = {"a": 0, "b": 1, "c": 2}
     counts = np.array([[2, 1, 0], [1, 0, 1], [1, 2, 0]])
-    peer = TfidfTransformer(norm=None, smooth_idf=False).fit_transform(counts).toarray()
+    transformer = TfidfTransformer(norm=None, smooth_idf=False)  # pyright: ignore
+    peer = transformer.fit_transform(counts).toarray()
     # sklearn の idf は ln(D / df) + 1。1 の分(= 回数)を引くと、こちらの定義になる。
     np.testing.assert_allclose(tf_idf(documents, index), peer - counts, atol=1e-12)
     assert (tf_idf(documents, index)[:, 0] == 0).all()
