@@ -368,16 +368,16 @@ def isolated(group: list, cpu: bool) -> int:
 
 
 def bench(arguments: list) -> int:
-    """既存の実装との比を測る。"""
+    """既存の実装との比を測る(章を書けば、その章を使うプログラムだけ)。"""
     words, _ = parse(arguments)
-    found = sorted(ROOT.glob("benchmarks/bench_*.py"))
-    if words:
-        names = [folder.name for folder in choose(words)]
-        found = [path for path in found if any(name in path.stem for name in names)]
+    texts = {p.stem: p.read_text(encoding="utf-8") for p in sorted(ROOT.glob("benchmarks/*.py"))}
+    names = [folder.name for folder in choose(words)] if words else [""]
+    found = [name for name, text in texts.items() if "__main__" in text]
+    found = [name for name in found if any(chapter in texts[name] for chapter in names)]
     if not found:
-        raise Stop("速さを比べるプログラムがありません", "benchmarks/ に bench_*.py がありません")
+        raise Stop("測るプログラムがありません", "benchmarks/ に、その章を使うものがありません")
     base = environment.ensure_base(dev=True)
-    return max(call(base, "-m", "benchmarks." + path.stem) for path in found)
+    return max(call(base, "-m", "benchmarks." + name) for name in found)
 
 
 # ---- 入口 ------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ class MergeTable:
         self.number = {token: number for number, token in enumerate(self.tokens)}
         self.left = [-1] * 256
         self.right = [-1] * 256
-        self._result: dict[tuple[int, int], int] = {}
+        self._result: dict[int, int] = {}  # 対(左 << 32 | 右)→ 結果
         self._trie: dict[int, Any] = {}
         self._shorter: list[int] = []
         self._lengths: list[int] = []
@@ -63,7 +63,7 @@ class MergeTable:
         self.number[token] = result
         self.left.append(left)
         self.right.append(right)
-        self._result[left, right] = result
+        self._result[left << 32 | right] = result
         self._trie = {}
         return result
 
@@ -92,7 +92,7 @@ class MergeTable:
         result, lefts, rights = self._result, self.left, self.right
         limit = _NO_LIMIT
         while True:
-            if result.get((left, right), _NO_LIMIT) < limit:
+            if result.get(left << 32 | right, _NO_LIMIT) < limit:
                 return False
             if left > right:
                 if left < 256:
@@ -103,18 +103,18 @@ class MergeTable:
                     return True
                 limit, right = right + 1, lefts[right]
 
-    def encode(self, data: bytes, checked: dict[tuple[int, int], bool] | None = None) -> list[int]:
+    def encode(self, data: bytes, fitting: set[int] | None = None) -> list[int]:
         """`data` の BPE の結果を記号の番号で返す。
 
         左から、前方一致する最長の記号を置く。直前の記号と両立しなければ短い記号を試し、どれも
         だめなら直前の記号を置き直す。BPE の結果を途中まで取り出すと、それもその部分の BPE の
         結果で、ただ 1 通りに決まる。だから置き直した境目は二度と使えず、手間は長さに比例する。
 
-        `checked` は両立を調べた対の控えで、続けて符号化するときに同じものを渡すと速い。
+        `fitting` は両立するとわかった対の控えで、続けて符号化するときに同じものを渡すと速い。
         """
         trie, shorter, lengths = self.prepare()
         longest = self._longest
-        checked = {} if checked is None else checked
+        fitting = set() if fitting is None else fitting
         symbols: list[int] = []
         dead: set[int] = set()  # 境目になりえない位置
         position, size, last = 0, len(data), -1
@@ -126,19 +126,17 @@ class MergeTable:
                     break
                 node = child
             symbol = node[_END]
-            while True:
+            while dead or (last << 32 | symbol) not in fitting:
                 if symbol < 0:  # どの記号も置けないので、直前の記号を短くする
                     dead.add(position)
                     symbol = symbols.pop()
                     position -= lengths[symbol]
                     last = symbols[-1] if symbols else -1
-                elif not dead or position + lengths[symbol] not in dead:
-                    fits = checked.get((last, symbol))
-                    if fits is None:
-                        fits = last < 0 or self.compatible(last, symbol)
-                        checked[last, symbol] = fits
-                    if fits:
-                        break
+                elif position + lengths[symbol] not in dead and (
+                    last < 0 or self.compatible(last, symbol)
+                ):
+                    fitting.add(last << 32 | symbol)
+                    break
                 symbol = shorter[symbol]
             symbols.append(symbol)
             position += lengths[symbol]

@@ -144,7 +144,7 @@ class ByteLevelBPE:
             TypeError: `text` が str でないとき。
             ValueError: 単独のサロゲートがあるとき、`allowed_special` に知らないものがあるとき。
         """
-        return self._encode(require_text(text, "text"), self._allowed(allowed_special), {}, {})
+        return self._encode(require_text(text, "text"), self._allowed(allowed_special), {}, set())
 
     def encode_batch(
         self, texts: Iterable[str], allowed_special: Collection[str] = ()
@@ -155,32 +155,32 @@ class ByteLevelBPE:
         """
         special = self._allowed(allowed_special)
         memory: dict[str, list[int]] = {}
-        checked: dict[tuple[int, int], bool] = {}
-        return [self._encode(text, special, memory, checked) for text in _each_text(texts)]
+        fitting: set[int] = set()
+        return [self._encode(text, special, memory, fitting) for text in _each_text(texts)]
 
     def _encode(
         self,
         text: str,
         special: list[str],
         memory: dict[str, list[int]],
-        checked: dict[tuple[int, int], bool],
+        fitting: set[int],
     ) -> list[int]:
         if not special:
-            return self._encode_ordinary(text, memory, checked)
+            return self._encode_ordinary(text, memory, fitting)
         ids: list[int] = []
         for index, part in enumerate(re.split(f"({'|'.join(map(re.escape, special))})", text)):
             if index % 2:  # 丸括弧で囲んだ区切りが、奇数番目に来る
                 ids.append(self.special_tokens[part])
             else:
-                ids += self._encode_ordinary(part, memory, checked)
+                ids += self._encode_ordinary(part, memory, fitting)
         return ids
 
     def _encode_ordinary(
-        self, text: str, memory: dict[str, list[int]], checked: dict[tuple[int, int], bool]
+        self, text: str, memory: dict[str, list[int]], fitting: set[int]
     ) -> list[int]:
         """語彙にある前トークンはそのまま id に、ないものは BPE で分ける。
 
-        `memory` は分けた前トークンの、`checked` は隣どうしの記号の検査の控え。
+        `memory` は分けた前トークンの、`fitting` は隣り合えるとわかった記号の控え。
         """
         pieces = split_text(text, self.pattern)
         found: list[Any] = [*map(self._known.get, pieces)]
@@ -189,7 +189,7 @@ class ByteLevelBPE:
         for place in [place for place, number in enumerate(found) if number is None]:
             piece = pieces[place]
             if piece not in memory:
-                symbols = self._table.encode(piece.encode(), checked)
+                symbols = self._table.encode(piece.encode(), fitting)
                 memory[piece] = [self._ids[symbol] for symbol in symbols]
             ids += found[begin:place]
             ids += memory[piece]

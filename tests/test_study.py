@@ -349,15 +349,16 @@ def test_existing_files_are_never_overwritten(tmp_path: Path):
         study._write_new(tmp_path / "a", "二")
 
 
-def test_bench_runs_the_chapters_programs(house: Path, calls: list[tuple[str, ...]]):
+def test_bench_runs_the_programs_that_use_the_chapter(house: Path, calls: list[tuple[str, ...]]):
     assert study.main(["bench"]) == 1
     (house / "benchmarks").mkdir()
-    for name in ("bench_chapter02_bpe", "bench_chapter03_x", "peer"):
-        (house / "benchmarks" / f"{name}.py").touch()
+    programs = {"bpe": "chapter02 __main__", "vit": "chapter03 __main__", "peer": "chapter02"}
+    for name, text in programs.items():
+        (house / "benchmarks" / f"{name}.py").write_text(text, encoding="utf-8")
     assert study.main(["bench", "02"]) == 0
-    assert [words[-1] for words in calls] == ["benchmarks.bench_chapter02_bpe"]
+    assert [words[-1] for words in calls] == ["benchmarks.bpe"]
     assert study.main(["bench"]) == 0
-    assert len(calls) == 3
+    assert [words[-1] for words in calls[1:]] == ["benchmarks.bpe", "benchmarks.vit"]
 
 
 # ---- 検査 ----
