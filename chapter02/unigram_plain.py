@@ -31,16 +31,17 @@ def em_step(probabilities: Mapping[str, float], texts: Iterable[str]) -> dict[st
     """EM 算法を 1 回進めた確率を返す。L は決して下がらない。
 
     E ステップで期待回数 c(v) = Σ_s Σ_x P(x | X^(s)) #(v, x) を求め、M ステップで
-    p(v) = c(v) / Σ_u c(u) とする。期待回数が 0 になった断片は語彙から外れる。
+    p(v) = c(v) / Σ_u c(u) とする。確率が 0 になった断片(浮動小数点の下限を下回ったものも)
+    は語彙から外れる。
     """
     model = Unigram.from_probabilities(probabilities)
     counts = dict.fromkeys(probabilities, 0.0)
     for text in texts:
         for piece, count in model.expected_counts(text).items():
             counts[piece] = counts.get(piece, 0.0) + count
-    counts = {piece: counts[piece] for piece in probabilities if counts[piece] > 0.0}
-    total = sum(counts.values())
-    return {piece: count / total for piece, count in counts.items()}
+    total = sum(counts[piece] for piece in probabilities)
+    new = {piece: counts[piece] / total for piece in probabilities}
+    return {piece: p for piece, p in new.items() if p > 0.0}
 
 
 def pruning_losses(probabilities: Mapping[str, float], texts: Iterable[str]) -> dict[str, float]:

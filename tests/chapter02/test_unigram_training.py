@@ -181,6 +181,15 @@ def test_em_never_lowers_the_likelihood_and_stays_a_distribution():
         before = after
 
 
+def test_em_can_be_repeated_until_probabilities_vanish():
+    """負け続けた断片の確率が浮動小数点の下限を下回っても、次のステップへ進める。"""
+    probabilities = {"a": 5e-324, "b": 0.4, "ab": 0.6}
+    for _ in range(4):
+        probabilities = em_step(probabilities, ["ab", "b"])
+    assert set(probabilities) == {"b", "ab"}
+    assert math.isclose(sum(probabilities.values()), 1.0)
+
+
 def test_one_em_step_by_hand():
     # "ab" の分割は [ab] (0.3) と [a, b] (0.06)。
     q = 0.3 / 0.36

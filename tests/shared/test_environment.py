@@ -209,11 +209,13 @@ def test_broken_environment_is_rebuilt(
 
 def test_moved_checkout_is_rebuilt(house: House, monkeypatch: pytest.MonkeyPatch):
     environment.ensure_base()
+    (house.base / "古い").touch()
     moved = house.root.with_name("引っ越し先")
     house.root.rename(moved)
     monkeypatch.setattr(environment, "ROOT", moved)
     environment.ensure_base()
     assert house.installs == 2
+    assert not (moved / ".venv" / "古い").exists()  # scripts の中の古いパスも残さない
     assert (read_mark(moved / ".venv") or {})["root"] == str(moved)
 
 
