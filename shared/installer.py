@@ -137,7 +137,7 @@ _CAUSES = (  # (出力に現れる文字列, 理由, 次にすること)
     ),
     (
         r"NewConnection|Max retries|NameResolution|ConnectTimeout|ReadTimeout|ProxyError"
-        r"|ConnectionError|connection broken|Failed to establish",
+        r"|ConnectionError|connection broken|Failed to establish|from versions: none",
         "パッケージの配布元に届きません(ネットワーク)",
         "接続を(組織の中なら環境変数 HTTPS_PROXY も)確かめてから、",
     ),

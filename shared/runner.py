@@ -7,10 +7,13 @@ study.py が、章の仮想環境の Python で呼ぶ。
 """
 
 import ast
+import asyncio
+import contextlib
 import importlib
 import json
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -61,8 +64,9 @@ def run_notebook(path: Path, folder: Path) -> str | None:
         timeout=CELL_SECONDS,
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
+        on_notebook_start=_take_back_interrupt,
         on_cell_start=progress.started,
-        extra_arguments=["--IPKernelApp.log_level=40"],  # 通信の暗号化についての警告を出さない
+        extra_arguments=["--IPKernelApp.log_level=50"],  # カーネル自身の警告は出さない
     )
     problem = None
     try:
@@ -78,6 +82,12 @@ def run_notebook(path: Path, folder: Path) -> str | None:
     if problem is None:
         return None
     return f"{path.name} のセル {progress.current}(In [{progress.current}])で失敗: {problem}"
+
+
+def _take_back_interrupt(notebook: Any) -> None:
+    """nbclient が握った Ctrl-C を、ふつうの KeyboardInterrupt に戻す(カーネルは終了時に止まる)。"""
+    with contextlib.suppress(NotImplementedError):  # Windows では、はじめから握られない
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
 def _save(notebook: Any, target: Path) -> None:

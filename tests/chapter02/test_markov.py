@@ -78,6 +78,7 @@ def test_long_path_to_the_only_closed_class():
         ([[0.9, 0.2], [0.1, 0.8]], "行 0"),  # 列の和が 1 の行列
         ([[1.0, 0.0], [0.0, 1.0]], "一つに決まりません"),
         ([[1, 0, 0], [0.5, 0, 0.5], [0, 0, 1]], "一つに決まりません"),
+        (np.kron(np.eye(2), np.roll(np.eye(9), 1, axis=1)), "一つに決まりません"),  # 長い輪が二つ
     ],
 )
 @pytest.mark.parametrize("function", [stationary_distribution, entropy_rate])
@@ -235,6 +236,8 @@ def test_first_merge_is_the_most_frequent_pair():
     assert PairTokenizer.train([0, 1, 1, 0, 1, 1, 0, 1], 3).merges == ((0, 1),)
     assert PairTokenizer.train([0, 0, 1, 1, 1], 3).merges == ((1, 1),)
     assert PairTokenizer.train([1, 0, 1, 0], 3).merges == ((1, 0),)
+    # (1, 1)、(1, 0)、(0, 0) が 2 回ずつ。先に現れるのは (1, 1) だが、id の小さい (0, 0) を選ぶ。
+    assert PairTokenizer.train([1, 1, 0, 0, 1, 1, 0, 0], 3).merges == ((0, 0),)
 
 
 def test_merging_stops_when_no_pair_repeats():

@@ -20,6 +20,7 @@ NETWORK = "ERROR: Could not install packages due to an OSError: "
     ("output", "reason"),
     [
         (NETWORK + "[Errno 28] No space left on device", "ディスクの空き"),
+        (NETWORK + "[Errno 28] デバイスに空き領域がありません", "ディスクの空き"),
         ("OSError: [WinError 112] ディスクに十分な空き領域がありません。", "ディスクの空き"),
         (
             "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError'\n"
@@ -33,7 +34,8 @@ NETWORK = "ERROR: Could not install packages due to an OSError: "
             "証明書",
         ),
         (NETWORK + "[Errno 30] Read-only file system: '/x'", "書き込めない"),
-        ("ERROR: No matching distribution found for numpy==0", "下の出力"),
+        ("ERROR: No version satisfies hatchling>=1.27 (from versions: none)", "ネットワーク"),
+        ("ERROR: No matching distribution found for numpy==0 (from versions: 1.0)", "下の出力"),
         (NETWORK + "[Errno 280] 別の番号", "下の出力"),
     ],
 )
@@ -184,7 +186,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_cpu_build_comes_from_the_public_index(machine: dict[str, Any], tmp_path: Path):
     words, megabytes = installer.plan_torch(tmp_path, cpu=True)
-    assert words[:2] == ["--index-url", installer.CPU_INDEX]
+    assert words[:3] == ["--index-url", installer.CPU_INDEX, "--no-deps"]
     assert words[-1].startswith("torch==")
     assert megabytes == 350
 

@@ -1,8 +1,10 @@
 """shared.runner: ノートブックの実行と、import の検査。"""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,27 @@ def test_line_is_rewritten_only_on_a_terminal(
         shown = capsys.readouterr().out
         assert shown.startswith("\r  名前: セル 0/1") is (live and term != "dumb")
         assert "\n" not in shown
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX のシグナル")
+def test_interrupt_ends_quietly_and_stops_the_kernel(tmp_path: Path):
+    write(
+        tmp_path / "a.ipynb",
+        "import os\nopen('pid', 'w').write(str(os.getpid()))\nwhile True: pass",
+    )
+    process = subprocess.Popen(
+        [*MODULE, "run", str(tmp_path / "out"), str(tmp_path / "a.ipynb")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text(encoding="utf-8")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text(encoding="utf-8")), 0)
 
 
 # ---- import の検査 ----
