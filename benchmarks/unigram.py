@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.peer import compare, measure
+from benchmarks.report import publish
 from chapter02.unigram import Unigram
 from shared import datasets
 from shared.files import write_atomically
@@ -124,7 +125,27 @@ def main(arguments: list[str]) -> None:
             }
     RESULT.parent.mkdir(exist_ok=True)
     write_atomically(RESULT, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-    print(json.dumps(result, ensure_ascii=False, indent=1))
+    print(table(result))
+    publish("unigram", table(result))
+
+
+def table(result: dict[str, dict]) -> str:
+    """時間とメモリーの比、検証データの 1 文字あたりの対数尤度を Markdown の表にする。"""
+    lines = [
+        "| 学習データ | 回数 | 時間の比(最小・中央・最大) "
+        "| 最大メモリー [MiB] | 相手 | 対数尤度 [nat/文字] | 相手 |",
+        "|" + "---|" * 7,
+    ]
+    for row in result.values():
+        ratio, fit = row["seconds_ratio"], row["held_out_log_likelihood"]
+        peaks = [max(run["peak_mib"] for run in row[side]) for side in ("ours", "peer")]
+        lines.append(
+            f"| 日本語 {row['bytes'] / 1e6:.1f} MB | {row['runs']} "
+            f"| {ratio['min']:.2f}・**{ratio['median']:.2f}**・{ratio['max']:.2f} "
+            f"| {peaks[0]:.0f} | {peaks[1]:.0f} "
+            f"| {fit['ours']:.3f} | {fit['peer_normalized']:.3f} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

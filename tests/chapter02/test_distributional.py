@@ -87,6 +87,7 @@ def test_contexts_by_hand():
     assert contexts(tokens, "x", 1) == ["b", "c", "d", "e"]
     assert contexts(tokens, "x", 2) == ["a", "b", "c", "d", "c", "d", "e"]
     assert contexts(tokens, "a", 3) == ["b", "x", "c"]
+    assert contexts(["a", "b", "x", "c"], "x", 3) == ["a", "b", "c"]
     assert contexts(["x", "x"], "x", 5) == ["x", "x"]
     assert contexts(tokens, "none", 2) == []
 
@@ -176,6 +177,24 @@ def test_pairs_respect_the_window_and_the_sentence():
     assert seen[3] / seen[1] == pytest.approx(1 / 3 * 5 / 7, rel=0.05)
 
 
+def test_the_window_belongs_to_the_center():
+    # 中心の語が距離 r の語を使うなら、それより近い語もすべて使う。
+    model = SkipGram([list("abcdefgh")], window=4, min_count=1, threshold=1e9)
+    for _ in range(20):
+        centers, around = model.pairs()
+        for c in range(8):
+            reached = {abs(int(o) - c) for o in around[centers == c]}
+            assert reached == set(range(1, max(reached) + 1))
+
+
+def test_frequent_words_are_thinned():
+    # f(a) = 0.9、t = 0.1 なら a は 1/3 だけ残り、文の中の組は (1/3)^2 に減る。
+    model = SkipGram([["a", "a"]] * 9000 + [["b", "b"]] * 1000, window=1, threshold=0.1)
+    centers, _ = model.pairs()
+    assert np.sum(centers == 0) == pytest.approx(18_000 / 9, rel=0.1)
+    assert np.sum(centers == 1) == 2000
+
+
 def test_rare_words_are_dropped_before_windows_are_laid():
     model = SkipGram([["a", "x", "b"], ["a", "b"]], window=1, min_count=2, threshold=1e9)
     assert set(model.counts) == {"a", "b"}
@@ -235,6 +254,7 @@ def test_words_in_the_same_contexts_become_similar():
     assert model.nearest("cat", 1)[0][0] == "dog"
     assert model.nearest("bus", 1)[0][0] == "car"
     vectors = model.embeddings()
+    assert (vectors["cat"] == model.v[list(model.counts).index("cat")]).all()
     assert vectors.similarity("cat", "dog") > vectors.similarity("cat", "bus") + 0.5
 
 

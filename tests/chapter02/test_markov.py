@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from chapter02.bpe import BPE
 from chapter02.markov import (
     MarkovSource,
     PairTokenizer,
@@ -253,6 +254,14 @@ def test_encode_matches_the_naive_algorithm_and_is_lossless():
     assert ids.tolist() == naive_encode(symbols.tolist(), tokenizer.merges)
     text = "".join(tokenizer.pieces()[i] for i in ids)
     assert text == "".join(map(str, symbols.tolist()))
+
+
+def test_merges_are_those_of_section_2_3():
+    symbols = MarkovSource().sample(20_000, np.random.default_rng(0))
+    bpe = BPE.train({"".join(map(str, symbols.tolist())): 1}, 18, end_of_word="")
+    tokenizer = PairTokenizer.train(symbols, 20)
+    pieces = tokenizer.pieces()
+    assert bpe.merges == [(pieces[left], pieces[right]) for left, right in tokenizer.merges]
 
 
 @pytest.mark.parametrize("symbols", [[0, 2], [[0, 1]], ["a"], None])
