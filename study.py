@@ -3,8 +3,8 @@
     python3 study.py run 02        (Windows では py study.py run 02)
 
 標準ライブラリーだけで書いてあり、Python を入れた直後の機械で動く。Python 3.9 でも構文解析でき、
-「古すぎます」と言える。仮想環境のことは shared/environment.py に、パッケージが要る仕事は、用意した
-環境の Python が走らせる shared/ のほかのモジュールにある。
+「古すぎます」と言える。仮想環境のことは studykit/environment.py に、パッケージが要る仕事は、用意
+した環境の Python が走らせる studykit/runner.py と shared/ のモジュールにある。
 """
 
 import errno
@@ -99,8 +99,8 @@ for stream in (sys.stdout, sys.stderr):
 if unsupported():
     sys.exit("× %s\n  理由: %s\n  次に: %s" % unsupported())
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from shared import environment  # noqa: E402
-from shared.installer import ME, ROOT, Stop, child_env, python_of, say, shown  # noqa: E402
+from studykit import environment  # noqa: E402
+from studykit.installer import ME, ROOT, Stop, child_env, python_of, say, shown  # noqa: E402
 
 # ---- 引数を読む ------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ def run(arguments: list) -> int:
             say("  (揃わないデータがあります。手元にあるもので続けます)")
         say("%s のノートブック %d 本を、順に実行します。" % (folder.name, len(found)))
         env = environment.jupyter_env(venv, packages)
-        failed += call(venv, "-m", "shared.runner", "run", str(out), *map(str, found), **env)
+        failed += call(venv, "-m", "studykit.runner", "run", str(out), *map(str, found), **env)
         say("この章で確かめた主張:")
         failed += call(venv, "-m", "shared.claims", folder.name.replace("chapter", ""))
     return int(failed > 0)
@@ -363,7 +363,7 @@ def isolated(group: list, cpu: bool) -> int:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         venv = Path(place) / group[0].name
         environment.install(venv, group[:1], prompt=group[0].name, cpu=cpu, constrained=False)
-        words = ["-m", "shared.runner", "imports", *map(str, group)]
+        words = ["-m", "studykit.runner", "imports", *map(str, group)]
         return call(venv, *words, cwd=Path(place))
 
 

@@ -107,8 +107,8 @@ class MergeTable:
         """`data` の BPE の結果を記号の番号で返す。
 
         左から、前方一致する最長の記号を置く。直前の記号と両立しなければ短い記号を試し、どれも
-        だめなら直前の記号を置き直す。BPE の結果を途中まで取り出すと、それもその部分の BPE の
-        結果で、ただ 1 通りに決まる。だから置き直した境目は二度と使えず、手間は長さに比例する。
+        だめなら直前の記号を置き直す。途中まで置いた並びは、いつもその部分の BPE の結果で、ただ
+        1 通りに決まる。だから同じ位置に二度来ることはなく、手間は長さに比例する。
 
         `fitting` は両立するとわかった対の控えで、続けて符号化するときに同じものを渡すと速い。
         """
@@ -116,7 +116,6 @@ class MergeTable:
         longest = self._longest
         fitting = set() if fitting is None else fitting
         symbols: list[int] = []
-        dead: set[int] = set()  # 境目になりえない位置
         position, size, last = 0, len(data), -1
         while position < size:
             node = trie
@@ -126,15 +125,12 @@ class MergeTable:
                     break
                 node = child
             symbol = node[_END]
-            while dead or (last << 32 | symbol) not in fitting:
+            while (last << 32 | symbol) not in fitting:
                 if symbol < 0:  # どの記号も置けないので、直前の記号を短くする
-                    dead.add(position)
                     symbol = symbols.pop()
                     position -= lengths[symbol]
                     last = symbols[-1] if symbols else -1
-                elif position + lengths[symbol] not in dead and (
-                    last < 0 or self.compatible(last, symbol)
-                ):
+                elif last < 0 or self.compatible(last, symbol):
                     fitting.add(last << 32 | symbol)
                     break
                 symbol = shorter[symbol]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import study
-from shared import environment
-from shared.installer import Stop
+from studykit import environment
+from studykit.installer import Stop
 
 ROOT = Path(study.__file__).resolve().parent
 
@@ -29,12 +29,12 @@ def test_old_pythons_can_parse_it(minor: int):
     ast.parse((ROOT / "study.py").read_text(encoding="utf-8"), feature_version=(3, minor))
 
 
-@pytest.mark.parametrize("name", ["study.py", "shared/environment.py", "shared/installer.py"])
+@pytest.mark.parametrize("name", ["study.py", "studykit/environment.py", "studykit/installer.py"])
 def test_only_the_standard_library_is_needed(name: str):
     tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
     found = {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     found |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    allowed = sys.stdlib_module_names | {"shared"}
+    allowed = sys.stdlib_module_names | {"studykit"}
     assert {module for module in found if module.split(".")[0] not in allowed} == set()
 
 
@@ -223,7 +223,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "docs" / "study_log_template.md", root / "docs")
     for module in (study, environment):
         monkeypatch.setattr(module, "ROOT", root)
-    monkeypatch.setattr("shared.installer.ROOT", root)
+    monkeypatch.setattr("studykit.installer.ROOT", root)
     monkeypatch.setattr(environment, "ensure_base", lambda dev=False, cpu=False: root / ".venv")
     venvs = (root / "chapter02" / ".venv", root / ".venv")
     monkeypatch.setattr(environment, "ensure_chapter", lambda *given: venvs)
@@ -261,7 +261,7 @@ def test_run_executes_every_notebook_and_prints_the_claims(
     data, runner, claims = calls
     assert data[1:] == ("-m", "shared.datasets", "fetch")
     assert runner[:5] == (
-        "chapter02", "-m", "shared.runner", "run", str(house / "build/run/chapter02"),
+        "chapter02", "-m", "studykit.runner", "run", str(house / "build/run/chapter02"),
     )  # fmt: skip
     names = [Path(word).name for word in runner[5:]]
     assert names == ["2.3_bpe.ipynb", "2.3.1_more.ipynb", "2.10_x.ipynb"]
@@ -276,7 +276,7 @@ def test_run_saves_where_the_reader_says(
     assert calls[1][4] == str(tmp_path / "結果" / "chapter02")
 
 
-@pytest.mark.parametrize("failing", ["shared.datasets", "shared.runner", "shared.claims"])
+@pytest.mark.parametrize("failing", ["shared.datasets", "studykit.runner", "shared.claims"])
 def test_run_fails_when_a_notebook_or_the_claims_fail(
     house: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ):

@@ -48,5 +48,5 @@ def check_sgns_gradient(my_gradient: Callable[[Vector, Vector, list[Vector]], Ve
 
 
 def _gradient(v: Vector, u: Vector, negatives: list[Vector]) -> Vector:
-    others = np.array(negatives, dtype=np.float64).reshape(1, len(negatives), len(v))
+    others = np.array([negatives]).reshape(1, len(negatives), len(v))
     return negative_sampling(np.array([v]), np.array([u]), others)[1][0].tolist()

@@ -1,6 +1,6 @@
 """仮想環境の中で pip を実行し、進みぐあいを見せ、失敗の原因を読者の言葉で述べる。
 
-標準ライブラリーだけで書いてあり、shared/environment.py が使う。
+標準ライブラリーだけで書いてあり、studykit/environment.py が使う。
 """
 
 import contextlib

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from shared.installer import (
+from studykit.installer import (
     ME,
     ROOT,
     Stop,
@@ -185,7 +185,7 @@ def ensure_chapter(folder: Path, cpu: bool = False, full: bool = False) -> tuple
     venv = folder / ".venv"
     mark = read_mark(venv)
     if mark is None and venv.exists():
-        if not works(venv, "import nbclient, nbconvert, ipykernel, shared.runner"):
+        if not works(venv, "import nbclient, nbconvert, ipykernel, studykit.runner"):
             raise Stop(
                 f"{shown(venv)}(手で作った環境)では動かせません",
                 "パッケージが足りないか、Python の版が違います",

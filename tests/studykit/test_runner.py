@@ -1,4 +1,4 @@
-"""shared.runner: ノートブックの実行と、import の検査。"""
+"""studykit.runner: ノートブックの実行と、import の検査。"""
 
 import os
 import signal
@@ -12,9 +12,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from shared import runner
+from studykit import runner
 
-MODULE = [sys.executable, "-m", "shared.runner"]
+MODULE = [sys.executable, "-m", "studykit.runner"]
 ROOT = Path(runner.__file__).parent.parent
 
 
@@ -183,7 +183,7 @@ def test_modules_notebooks_and_solutions_are_all_read(
 def test_wrong_use_shows_the_usage(capsys: pytest.CaptureFixture[str]):
     for arguments in ([], ["run"], ["run", "out"], ["imports"], ["なに"]):
         assert runner.main(arguments) == 2
-        assert "python -m shared.runner" in capsys.readouterr().err
+        assert "python -m studykit.runner" in capsys.readouterr().err
 
 
 def test_commands_reach_their_work(monkeypatch: pytest.MonkeyPatch):
@@ -197,7 +197,7 @@ def test_commands_reach_their_work(monkeypatch: pytest.MonkeyPatch):
 
 def test_importing_the_runner_needs_no_packages():
     """章の依存を確かめる環境で、足りないパッケージを報告する前に倒れないように。"""
-    code = "import sys, shared.runner; print({name.split('.')[0] for name in sys.modules})"
+    code = "import sys, studykit.runner; print({name.split('.')[0] for name in sys.modules})"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, encoding="utf-8", check=True

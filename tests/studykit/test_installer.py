@@ -1,4 +1,4 @@
-"""shared.installer: pip の実行、失敗の説明、PyTorch の CPU 版の選び方。"""
+"""studykit.installer: pip の実行、失敗の説明、PyTorch の CPU 版の選び方。"""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from shared import installer
-from shared.installer import Stop, explain
+from studykit import installer
+from studykit.installer import Stop, explain
 
 NETWORK = "ERROR: Could not install packages due to an OSError: "
 

@@ -1,4 +1,4 @@
-"""shared.environment: 環境を作り、使い回し、壊れたら直し、読者のものには触らない。
+"""studykit.environment: 環境を作り、使い回し、壊れたら直し、読者のものには触らない。
 
 pip の代わりに呼び出しを記録するだけの関数を置き、venv は本物を作る。
 """
@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from shared import environment
-from shared.environment import read_mark
-from shared.installer import Stop, python_of, site_of
+from studykit import environment
+from studykit.environment import read_mark
+from studykit.installer import Stop, python_of, site_of
 
 BASE_PYTHON = getattr(sys, "_base_executable", sys.executable)
 
@@ -66,7 +66,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
             (site_of(venv) / "pip.py").write_text("", encoding="utf-8")
 
     monkeypatch.setattr(environment, "ROOT", house.root)
-    monkeypatch.setattr("shared.installer.ROOT", house.root)
+    monkeypatch.setattr("studykit.installer.ROOT", house.root)
     monkeypatch.setattr(environment, "_make", without_pip)
     monkeypatch.setattr(environment, "pip_install", house.pip)
     monkeypatch.setattr(environment, "plan_torch", lambda venv, cpu: ([], 1))
@@ -369,7 +369,7 @@ def test_environment_in_use_that_cannot_be_removed(house: House, monkeypatch: py
 
 def test_two_setups_wait_for_each_other(tmp_path: Path):
     code = (
-        "import sys\nfrom shared import environment as e\n"
+        "import sys\nfrom studykit import environment as e\n"
         "handle = open(e.__file__, 'rb')\nsys.exit(e._lock(handle.fileno()))"
     )
     root = Path(environment.__file__).parent.parent
