@@ -13,7 +13,7 @@ from chapter02.distributional import SkipGram, context_overlap
 from chapter02.word_vectors import vocabulary, words
 from shared import datasets
 
-N_SENTENCES = 100  # 語ごとに使う文の数。頻度の違いが重なりに混ざらないように、そろえる
+N_SENTENCES = 50  # 語ごとに使う文の数。頻度の違いが重なりに混ざらないように、そろえる
 N_COMMON = 100  # 文脈から除く、ごくありふれた語の数
 DIM, EPOCHS = 50, 3  # skip-gram の次元と周回数
 
@@ -44,7 +44,7 @@ def places() -> dict[str, set[int]]:
 def overlaps(seed: int, unit: str = "token") -> list[tuple[str, str, float, float]]:
     """(語, 語, 人のつけた類似度, 文脈の重なり) を、類似度の高い順に並べる。
 
-    二語の片方だけを含む文を 100 ずつ無作為に選び、その中の内容語(最頻 100 語を除く)を文脈とする。
+    二語の片方だけを含む文を 50 ずつ無作為に選び、その中の内容語(最頻 100 語を除く)を文脈とする。
     """
     common, rng = set(list(vocabulary(corpus()))[:N_COMMON]), np.random.default_rng(seed)
     rows = []

@@ -40,6 +40,9 @@ TRICKY = [
     "12345 6.78e-9 ²³ ⅷ",
     "\u0295\u0558\u1acf\U0001df90\U000323b0 x",  # Unicode の版で分類が変わる文字
     "\u2028\u00a0\u3000 x \x1c\x85y",
+    "\u0295Ba",  # 文字の分類が Unicode 16.0 と違う文字だけを含む
+    "a\x1c\x1d b\x1e\x1f\x0b\x0c\x7f",  # ASCII の制御文字のうち、空白とみなすもの、みなさないもの
+    "x99 1234567890 3.14",
     "<|endoftext|> <|fim_prefix|>",
     "<div class='a'>/* 注 */</div>\n\n\n//",
 ]
@@ -83,13 +86,27 @@ def test_known_ids():
 texts = st.lists(
     st.one_of(
         st.text(max_size=12),
-        st.text("aA'sSlLtT 1\n\r\t/.", max_size=12),
+        st.text("aA'sSlLtT 19\n\r\t/.", max_size=12),
+        st.text(st.characters(max_codepoint=127), max_size=12),
         st.text("あア漢字ー。\u3099ｱ", max_size=12),
         st.characters(min_codepoint=0x10000),
         st.sampled_from(["\u200d", "\u0301", "\x00", " ", "\n", "👩", "<|endoftext|>"]),
     ),
     max_size=8,
 ).map("".join)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.characters(max_codepoint=127), max_size=40))
+def test_random_ascii_ids_equal_tiktoken(name, text):
+    assert ours(name).encode(text) == theirs(name).encode(text, disallowed_special=())
+
+
+def test_every_character_beyond_unicode_16_is_noticed():
+    for first, last in byte_level._RANGES:
+        assert byte_level._SUSPECT.search(chr(first))
+        assert byte_level._SUSPECT.search(chr(last))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -338,7 +355,9 @@ def test_tokenizers_opens_a_saved_file(name, tmp_path):
     model = small_model() if name == "trained" else ours(name)
     path = model.save(tmp_path / "tokenizer.json")
     peer = Tokenizer.from_file(str(path))
-    for text in TRICKY[:-4] + TRICKY[-1:] + list(datasets.tatoeba_sentences("ja")[:100]):
+    for text in [*TRICKY, *datasets.tatoeba_sentences("ja")[:100]]:
+        if "\u0295" in text:  # tokenizers の正規表現の Unicode の版は、また別である
+            continue
         assert peer.encode(text).ids == model.encode(text, allowed_special="all")
         assert peer.decode(model.encode(text)) == text
     specials = "a" + "b".join(model.special_tokens)
@@ -350,6 +369,18 @@ def test_tokenizers_opens_a_saved_file(name, tmp_path):
     for text in TRICKY:
         assert again.encode(text) == model.encode(text)
     assert [file.name for file in tmp_path.iterdir()] == ["tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_pattern_is_saved(name, tmp_path):
+    small = small_model()
+    model = ByteLevelBPE(small._table, small._ids, small.special_tokens, PATTERNS[name])
+    path = model.save(tmp_path / "tokenizer.json")
+    peer = Tokenizer.from_file(str(path))
+    assert ByteLevelBPE.load(path).pattern == PATTERNS[name]
+    for text in [*TRICKY, *datasets.tatoeba_sentences("en")[:50], "HELLO's I'LLx 12345//\n"]:
+        if "\u0295" not in text:  # tokenizers の正規表現の Unicode の版は、また別である
+            assert peer.encode(text).ids == model.encode(text, allowed_special="all")
 
 
 def test_a_file_of_tokenizers_is_loaded(tmp_path):
