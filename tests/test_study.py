@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -468,7 +469,9 @@ def test_every_ending_says_what_to_do(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX のシグナル")
-def test_interrupt_waits_for_the_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_interrupt_waits_for_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
     """Ctrl-C は端末の全員に届く。子が片づけを終える前に study.py が先に消えてはならない。"""
     child = (
         "import os, signal, time, pathlib\n"
@@ -477,6 +480,8 @@ def test_interrupt_waits_for_the_child(tmp_path: Path, monkeypatch: pytest.Monke
     )
     tidy = "import os, signal, time; os.kill(os.getppid(), 2); time.sleep(1); open('片づけた', 'w')"
     monkeypatch.setattr(study, "python_of", lambda venv: Path(sys.executable))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # 背景で走ると無視されている
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt):
         study.call(tmp_path, "-c", tidy, cwd=tmp_path)
     assert (tmp_path / "片づけた").exists()
