@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.peer import compare, measure
+from benchmarks.report import publish
 from shared import datasets
 from shared.files import write_atomically
 
@@ -33,7 +34,7 @@ def texts(language: str, megabytes: float | None = None) -> list[str]:
         whole = [*datasets.shakespeare().values()]
     if megabytes is None:
         return whole
-    if language == "en":  # 1 編が長いので、行に分けて 2 周分を使う
+    if language == "en":  # 1 編が長いので行に分け、足りない分はくり返す
         whole = [line + "\n" for text in whole for line in text.split("\n")] * 3
     chosen, size = [], 0
     for text in whole:
@@ -198,6 +199,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     write_atomically(RESULTS, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
     print(table(results))
+    publish("bpe", table(results))
 
 
 if __name__ == "__main__":

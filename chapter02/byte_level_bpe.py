@@ -46,6 +46,7 @@ class ByteLevelBPE:
         self._table = table
         table.prepare()
         self._ids = ids
+        self._symbols_are_ids = ids == [*range(len(ids))]  # 公開語彙ではいつもそうなる
         self._bytes = {number: token.encode() for token, number in special_tokens.items()}
         self._bytes |= dict(zip(ids, table.tokens, strict=True))  # id → バイト列
         self._known: dict[str, int] = {}  # UTF-8 として正しいトークン → id
@@ -190,7 +191,9 @@ class ByteLevelBPE:
             piece = pieces[place]
             if piece not in memory:
                 symbols = self._table.encode(piece.encode(), fitting)
-                memory[piece] = [self._ids[symbol] for symbol in symbols]
+                if not self._symbols_are_ids:
+                    symbols = [self._ids[symbol] for symbol in symbols]
+                memory[piece] = symbols
             ids += found[begin:place]
             ids += memory[piece]
             begin = place + 1

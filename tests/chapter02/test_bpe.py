@@ -88,6 +88,7 @@ def test_earlier_merges_are_applied_first():
     model = BPE([("b", "c"), ("a", "b")], "")
     assert model.segment("abc") == ["a", "bc"]
     assert BPE([("a", "b"), ("b", "c")], "").segment("abc") == ["ab", "c"]
+    assert BPE([("a", "b"), ("b", "c"), ("a", "b")], "").segment("abc") == ["ab", "c"]
 
 
 def test_training_stops_when_no_pair_is_left():

@@ -107,6 +107,7 @@ def test_every_character_beyond_unicode_16_is_noticed():
     for first, last in byte_level._RANGES:
         assert byte_level._SUSPECT.search(chr(first))
         assert byte_level._SUSPECT.search(chr(last))
+    assert split_text("\u0295Ba", PATTERNS["o200k_base"]) == ["\u0295", "Ba"]
 
 
 @pytest.mark.parametrize("name", NAMES)
