@@ -5,6 +5,7 @@ import codecs
 import pytest
 
 from chapter02.exercises import check_stream, check_truncate
+from tests.grading import accepts, explains, waits
 
 
 def truncate(tokens, limit):
@@ -81,8 +82,7 @@ def stream_all_or_nothing(tokens):
     [(check_truncate, truncate), (check_stream, stream), (check_stream, stream_by_hand)],
 )
 def test_right_answers_pass(check, right, capsys):
-    check(right)
-    assert "正解です" in capsys.readouterr().out
+    accepts(check, right, capsys)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,9 @@ def test_right_answers_pass(check, right, capsys):
     ],
 )
 def test_plausible_mistakes_are_named(check, wrong, message, capsys):
-    check(wrong)
-    printed = capsys.readouterr().out
-    assert message in printed
-    assert "正解です" not in printed
+    explains(check, wrong, message, capsys)
 
 
 @pytest.mark.parametrize("check", [check_truncate, check_stream])
 def test_unsolved_is_not_a_failure(check, capsys):
-    check(lambda *arguments: None)
-    assert "まだ解かれていません" in capsys.readouterr().out
+    waits(check, capsys)
