@@ -137,9 +137,9 @@ def choose(words: list) -> list:
 
 
 def section(words: list, command: str) -> tuple:
-    """「2.3」を (章のフォルダー, 節の番号) にする。"""
+    """「2.3」や「3.3a」を (章のフォルダー, 節の番号) にする。"""
     text = words[0] if len(words) == 1 else ""
-    if not re.fullmatch(r"([0-9]+|A)(\.[0-9]+){1,2}", text):
+    if not re.fullmatch(r"([0-9]+|A)(\.[0-9]+){1,2}[a-z]?", text):
         raise Stop("節の番号を一つ書いてください", then="%s %s 2.3 のように" % (ME, command))
     number = text.split(".")[0]
     return choose(["appendix" if number == "A" else number])[0], text
@@ -149,7 +149,12 @@ def notebooks(folder: Path, number: str = "") -> list:
     """章のノートブック(`number` があれば、その節のもの)を順に返す。"""
     found = folder.glob("notebooks/*.ipynb")
     found = [path for path in found if not number or re.match(number + "(?![0-9])", path.name)]
-    return sorted(found, key=lambda path: list(map(int, re.findall("[0-9]+", path.name))))
+    return sorted(found, key=_order)
+
+
+def _order(path: Path) -> tuple:
+    """2.10 が 2.9 のあとに、3.3b が 3.3a のあとに来る順。"""
+    return list(map(int, re.findall("[0-9]+", path.name.split("_")[0]))), path.name
 
 
 def call(venv: Path, *words: str, cwd: "Path | str" = ROOT, **more: str) -> int:

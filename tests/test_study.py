@@ -329,6 +329,17 @@ def test_start_copies_once_and_repairs_links(house: Path, capsys: pytest.Capture
     assert "もうあるので、そのままにしました" in capsys.readouterr().out
 
 
+def test_notebooks_of_a_section_may_carry_letters(house: Path):
+    for name in ("3.3b_multi_head", "3.3a_attention", "3.10_last", "3.3.1_x"):
+        path = house / "chapter03/notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}", encoding="utf-8")
+    found = [path.stem for path in study.notebooks(house / "chapter03")]
+    assert found == ["3.3a_attention", "3.3b_multi_head", "3.3.1_x", "3.10_last"]
+    assert study.main(["start", "3.3a"]) == 0
+    assert [path.stem for path in (house / "my/chapter03").iterdir()] == ["3.3a_attention"]
+
+
 def test_log_is_made_once_from_the_template(house: Path, capsys: pytest.CaptureFixture[str]):
     note = house / "chapter02/notes/2.3.md"
     note.write_text("# 2.3 バイト対符号化\n\n要約", encoding="utf-8")
