@@ -18,6 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORMS = ("linux", "aarch64-unknown-linux-gnu", "windows", "aarch64-apple-darwin")
+# どこでもコンパイルなしに入ること。num2words の使う docopt は、Python だけの小さなソースしかない。
+WHEELS = ("--only-binary", ":all:", "--no-binary", "docopt")
 HEADER = """\
 # 検査済みの、すべての依存の版。手で書きかえず、python .ci/make_constraints.py で作り直す。
 # study.py が pip install -c で使う。章の requirements.txt だけでも環境は作れる。
@@ -60,7 +62,7 @@ def main() -> None:
         for python in PYTHONS:
             for platform in PLATFORMS:
                 where = ["--python-version", python, "--python-platform", platform]
-                solve(inputs, *common, *where, "--no-build", "-c", str(chosen))
+                solve(inputs, *common, *where, *WHEELS, "-c", str(chosen))
         shutil.copyfile(chosen, ROOT / "constraints.txt")
     print(f"constraints.txt: {len(text.splitlines())} 個の版を書きました")
 
