@@ -58,7 +58,7 @@ def test_self_check_has_ten_questions_with_answers():
     """「説明できますか」は 10 問で、それぞれに折りたたんだ答えがあり、全部の節に触れる。"""
     for name in chapters():
         text = read(f"{name}/notes/self_check.md")
-        numbers = re.findall(r"^## 問(\d+) .+\((\d\.\d)\)$", text, re.MULTILINE)
+        numbers = re.findall(r"^## 問(\d+) .+\((\d\.\d)(?:\.\d)?\)$", text, re.MULTILINE)
         assert [int(n) for n, _ in numbers] == list(range(1, 11))
         for question in text.split("\n## 問")[1:]:
             assert re.search(
