@@ -4,7 +4,7 @@
 
     x (B, n, d) ──query──→ q (B, H, n, d_k) ───┐
     memory (B, m, d) ─key, value→ k, v (B, H_kv, m, d_k) ─ キャッシュ ─┤
-                          点 (B, H, n, m) → マスク → softmax → 重み付き和 ──out──→ (B, n, d)
+                          スコア (B, H, n, m) → マスク → softmax → 重み付き和 ──out──→ (B, n, d)
 
 マスクはどこでも真偽値で、True は「見てよい」を表す。
 """
@@ -87,7 +87,7 @@ def padding_mask(ids: Tensor, pad: int = 0) -> Tensor:
 
 @runtime_checkable
 class Rotation(Protocol):
-    """位置の差し込み口の一つ。クエリーとキーを、点を求める前に位置に応じて回す(RoPE など)。"""
+    """位置の差し込み口の一つ。クエリーとキーを、スコアを求める前に位置に応じて回す(RoPE など)。"""
 
     def rotate(
         self, q: Tensor, k: Tensor, q_positions: Tensor, k_positions: Tensor
@@ -98,10 +98,10 @@ class Rotation(Protocol):
 
 @runtime_checkable
 class ScoreBias(Protocol):
-    """位置の差し込み口の一つ。点に足す値を、二つの位置から決める(ALiBi、相対位置など)。"""
+    """位置の差し込み口の一つ。スコアに足す値を、二つの位置から決める(ALiBi、相対位置など)。"""
 
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
-        """位置 (n,) と (m,) から、点に足す値 (H, n, m) を返す。"""
+        """位置 (n,) と (m,) から、スコアに足す値 (H, n, m) を返す。"""
         ...
 
 
@@ -269,7 +269,7 @@ class MultiHeadAttention(nn.Module):
     def _keys_and_values(
         self, q: Tensor, x: Tensor, memory: Tensor | None, cache: KVCache | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """位置を反映した q と、キャッシュの分も合わせた k, v (B, H_kv, m, d_k)、点に足す値。"""
+        """位置を反映した q と、キャッシュの分も合わせた k, v (B, H_kv, m, d_k)、スコアに足す値。"""
         start = cache.length if cache is not None and memory is None else 0
         if cache is not None and memory is not None and cache.length:
             k, v = cache.stored()
@@ -384,5 +384,5 @@ def _require_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
         fits = False
     if not fits:
         raise ValueError(
-            f"mask の形 {tuple(mask.shape)} を、点の形 {tuple(shape)} に広げられません"
+            f"mask の形 {tuple(mask.shape)} を、スコアの形 {tuple(shape)} に広げられません"
         )
