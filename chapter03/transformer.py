@@ -117,7 +117,7 @@ class Transformer(nn.Module):
             if config.share_embeddings
             else nn.Embedding(config.tgt_vocab_size, d_model)
         )
-        for embedding in {self.src_embedding, self.tgt_embedding}:
+        for embedding in dict.fromkeys((self.src_embedding, self.tgt_embedding)):  # 順を決めておく
             nn.init.normal_(embedding.weight, std=d_model**-0.5)  # sqrt(d) 倍して分散 1 になる
         if config.positions == "learned":
             self.positions = nn.Parameter(torch.randn(config.max_len, d_model) * d_model**-0.5)

@@ -212,6 +212,15 @@ def test_embeddings_are_scaled_by_the_root_of_d_model():
     assert float(scaled.detach().std()) == pytest.approx(1.0, abs=0.02)
 
 
+def test_the_same_seed_gives_the_same_weights(monkeypatch):
+    """乱数を引く順が決まっている(集合で回すと、順が起動ごとに変わってしまう)。"""
+    drawn = []
+    monkeypatch.setattr(nn.init, "normal_", lambda w, mean=0.0, std=1.0: drawn.append(len(w)))
+    for _ in range(5):
+        Transformer(TransformerConfig(src_vocab_size=11, tgt_vocab_size=13, **SMALL))
+    assert drawn == [11, 13, 11, 13] * 5
+
+
 def test_learned_positions_are_parameters_and_sinusoids_are_not_stored():
     learned, fixed = shaken(positions="learned"), shaken()
     assert "positions" in dict(learned.named_parameters())
