@@ -29,15 +29,15 @@ BASE = 10000.0
 # ---- 足し算の位置埋め込み ----------------------------------------------------------------
 
 
-def frequencies(d_model: int, base: float = BASE) -> Tensor:
+def frequencies(d_model: int, base: float = BASE, name: str = "d_model") -> Tensor:
     """組 i = 0..d/2-1 の角周波数 w_i = base^(-2i/d)(ラジアン / 位置)、形 (d/2,)、倍精度。
 
     Raises:
         TypeError, ValueError: `d_model` が正の偶数でない、`base` が 1 以下のとき。
     """
-    d_model = require_int(d_model, "d_model", minimum=2)
+    d_model = require_int(d_model, name, minimum=2)
     if d_model % 2:
-        raise ValueError(f"d_model は偶数にしてください(sin と cos の組を作ります): {d_model}")
+        raise ValueError(f"{name} は偶数にしてください(sin と cos の組を作ります): {d_model}")
     if require_number(base, "base") <= 1:
         raise ValueError(f"base は 1 より大きくしてください: {base}")
     return base ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
@@ -207,7 +207,7 @@ class Alibi:
     def bias(self, q_positions: Tensor, k_positions: Tensor) -> Tensor:
         """位置 (n,) と (m,) から、点に足す値 (H, n, m)。"""
         slopes = self.slopes.to(q_positions.device)
-        return -slopes[:, None, None] * offsets(q_positions, k_positions).abs()
+        return slopes[:, None, None] * -offsets(q_positions, k_positions).abs()
 
 
 # ---- 回転位置埋め込み (RoPE) -----------------------------------------------------------------
@@ -240,7 +240,7 @@ class Rotary:
         base: float = BASE,
         layout: Literal["adjacent", "halves"] = "adjacent",
     ) -> None:
-        self.theta = frequencies(d_k, base).float()
+        self.theta = frequencies(d_k, base, name="d_k").float()
         if layout not in ("adjacent", "halves"):
             raise ValueError(f'layout は "adjacent" か "halves" にしてください: {shown(layout)}')
         self.layout = layout
