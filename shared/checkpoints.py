@@ -201,11 +201,12 @@ def _fixed(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def random_states(generators: Sequence[RandomSource], device: torch.device) -> dict[str, Any]:
     """今の乱数の状態をすべて集める(Python・NumPy・PyTorch・`device`・`generators`)。"""
+    other = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
     return {
         "python": random.getstate(),
         "numpy": _plain(np.random.get_state(legacy=False)),  # noqa: NPY002
         "torch": torch.get_rng_state(),
-        "device": (device.type, _device_random(device).get_rng_state()),
+        "device": (device.type, other),
         "generators": [_state_of(generator) for generator in generators],
     }
 
@@ -218,8 +219,8 @@ def restore_random(
     np.random.set_state(_arrays(states["numpy"]))  # noqa: NPY002
     torch.set_rng_state(states["torch"])
     kind, state = states["device"]
-    if kind == device.type:
-        _device_random(device).set_rng_state(state)
+    if kind == device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state)
     for generator, state in zip(generators, states["generators"], strict=True):
         if isinstance(generator, torch.Generator):
             generator.set_state(state)
@@ -235,11 +236,6 @@ def _state_of(generator: RandomSource) -> Any:
     if isinstance(generator, np.random.Generator):
         return _plain(generator.bit_generator.state)
     return generator.getstate()
-
-
-def _device_random(device: torch.device) -> Any:
-    """get_rng_state と set_rng_state を持つ module。"""
-    return torch if device.type == "cpu" else torch.get_device_module(device)
 
 
 def _plain(tree: Any) -> Any:
