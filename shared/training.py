@@ -154,9 +154,10 @@ def train(
         mover.zero_grad()
         where = ""
         for step in range(len(history) + 1, steps + 1):
-            for group in mover.param_groups:
-                if rate is not None:
-                    group["lr"] = require_number(rate(step) if callable(rate) else rate, "rate", 0)
+            if rate is not None:
+                lr = require_number(rate(step) if callable(rate) else rate, "rate", 0)
+                for group in mover.param_groups:
+                    group["lr"] = lr
 
             # 損失と勾配。accumulate 個のバッチの勾配を足しこんで平均にする。
             means: dict[str, float] = {}

@@ -103,7 +103,9 @@ def test_rate_gets_the_step_from_one_before_the_update():
         seen.append((step, model.w.item()))
         return step / 10
 
-    sgd = torch.optim.SGD(model.parameters(), lr=99.0)
+    unused = nn.Parameter(torch.zeros(1))
+    model.register_parameter("unused", unused)
+    sgd = torch.optim.SGD([{"params": [unused]}, {"params": [model.w]}], lr=99.0)
     result = train(model, [1.0], slope, steps=3, optimizer=sgd, rate=rate)
     assert [step for step, _ in seen] == [1, 2, 3]
     assert [w for _, w in seen] == pytest.approx([1.0, 0.9, 0.7])
