@@ -211,8 +211,8 @@ def test_smoothed_loss_ignores_padding_and_shifts_nothing():
         expected = torch.nn.functional.cross_entropy(
             model(batch["src"], batch["tgt_in"])[0], batch["tgt_out"][0], label_smoothing=epsilon
         )
-        assert float(loss(model, batch)) == pytest.approx(float(expected), abs=1e-5)
-        assert float(loss(model, longer)) == pytest.approx(float(expected), abs=1e-5)
+        assert loss(model, batch).item() == pytest.approx(expected.item(), abs=1e-5)
+        assert loss(model, longer).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_a_variant_is_reproducible_and_records_its_scores():
