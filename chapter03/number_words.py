@@ -107,7 +107,7 @@ def encode(text: str) -> list[int]:
         TypeError: `text` が str でないとき。
         ValueError: 語がないとき、数の読みに使わない語があるとき。
     """
-    words = re.findall(r"[^\s,-]+", require_text(text, "text"))
+    words = re.findall(r"[^\s,-]+", require_text(text, "text").lower())
     unknown = [word for word in words if word not in SOURCE_WORDS[len(_SPECIAL) :]]
     if unknown or not words:
         raise ValueError(
