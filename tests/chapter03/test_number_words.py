@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from chapter03 import number_words
 from chapter03.number_words import (
     HELD_OUT,
+    HIGH_PEAK,
     LIMIT,
     LONG,
     PEAK,
@@ -20,6 +22,7 @@ from chapter03.number_words import (
     build,
     encode,
     english,
+    high_noam,
     kanji,
     noam,
     order_blind_ceiling,
@@ -133,13 +136,21 @@ class Oracle(torch.nn.Module):
 
     def __init__(self, numbers: Sequence[int], wrong: Sequence[int]) -> None:
         super().__init__()
-        answers = [(source, target) for source, target in pairs(numbers)]
+        self.right = {tuple(source): target for source, target in pairs(numbers)}
+        answers = pairs(numbers)
         for (_, target), number in zip(answers, numbers, strict=True):
             if number in wrong:
                 target[-1] = TARGET_CHARACTERS.index("万")
         self.answers = {tuple(source): [*target, 2] for source, target in answers}
 
     def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
+        """正しい前半を見せられたはず、つまり `tgt` は文頭の記号と正しい字の並びである。"""
+        for row, ids in zip(src.tolist(), tgt.tolist(), strict=True):
+            right = [1, *self.right[tuple(i for i in row if i)]]
+            assert [i for i in ids if i] == right[: len([i for i in ids if i])]
+        return self.predict(src, tgt)
+
+    def predict(self, src: Tensor, tgt: Tensor) -> Tensor:
         logits = torch.zeros(*tgt.shape, len(TARGET_CHARACTERS))
         for row, ids in enumerate(src.tolist()):
             answer = self.answers[tuple(i for i in ids if i)]
@@ -161,7 +172,7 @@ class Oracle(torch.nn.Module):
 
     def decode(self, tgt: Tensor, memory: Tensor, src: Tensor, cache: "Oracle.Cache") -> Tensor:
         cache.length += tgt.shape[1]
-        return self(src, torch.zeros(len(src), cache.length))[:, -tgt.shape[1] :]
+        return self.predict(src, torch.zeros(len(src), cache.length))[:, -tgt.shape[1] :]
 
 
 def test_scores_count_whole_answers_characters_and_confidence():
@@ -188,6 +199,7 @@ def test_translate_gives_characters():
 def test_the_rate_peaks_at_the_end_of_the_warmup():
     assert max(range(1, SHORT), key=noam) == WARMUP
     assert noam(WARMUP) == PEAK == pytest.approx(0.2 / (64 * 60) ** 0.5)
+    assert high_noam(WARMUP) == HIGH_PEAK == pytest.approx(0.3 / (64 * 60) ** 0.5)
 
 
 def test_without_positions_word_order_is_invisible():
@@ -223,6 +235,22 @@ def test_a_variant_is_reproducible_and_records_its_scores():
     assert [record["rate"] for record in runs[0].history] == [noam(step) for step in (1, 2, 3, 4)]
     other = train_variant(3, per_length=1, steps=2, evaluate_every=2, n_layers=1, epsilon=0.0)
     assert other.losses[0] != runs[0].losses[0]
+
+
+def test_a_variant_hands_its_settings_on(monkeypatch: pytest.MonkeyPatch):
+    """Adam の係数は論文のもの。変えた値は学習に届き、ほかは変わらない。"""
+    given: dict[str, Any] = {}
+
+    def remember(model: torch.nn.Module, batches: LengthBatches, loss: Any, **settings: Any):
+        given.update(settings, model=model, size=len(batches._source))
+
+    monkeypatch.setattr(number_words, "train", remember)
+    train_variant(0, per_length=7, steps=5, rate=0.25, dropout=0.5, n_heads=2)
+    config = given["model"].config
+    assert (given["steps"], given["rate"], given["size"]) == (5, 0.25, 999 + 7 * len(LONG))
+    assert (given["betas"], given["eps"], given["ema"]) == ((0.9, 0.98), 1e-9, 0.98)
+    assert (config.dropout, config.n_heads, config.n_layers) == (0.5, 2, 2)
+    assert (config.d_model, config.norm_first, config.positions) == (64, False, "sinusoidal")
 
 
 @pytest.mark.slow
