@@ -11,6 +11,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -165,13 +166,10 @@ def prepare_data() -> Dataset:
 def _store_ids(path: Path, rows: list[list[int]]) -> None:
     buffer = io.BytesIO()
     lengths = np.array([len(row) for row in rows], dtype=np.int32)
-    np.savez_compressed(buffer, ids=np.array(sum_lists(rows), dtype=np.int32), lengths=lengths)
+    np.savez_compressed(
+        buffer, ids=np.array([*chain.from_iterable(rows)], dtype=np.int32), lengths=lengths
+    )
     write_atomically(path, buffer.getvalue())
-
-
-def sum_lists(rows: Iterable[list[int]]) -> list[int]:
-    """並びの並びを一列につなぐ。"""
-    return [i for row in rows for i in row]
 
 
 def _ids_from(data: bytes) -> list[list[int]]:

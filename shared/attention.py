@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.checks import require_int, require_number, shown
+from shared.checks import require_int, require_rate, shown
 
 PLAIN_LIMIT = {torch.float32: 0, torch.bfloat16: 256}
 """CPU で素直な行列積を使う、キーの数 m の上限。長ければ SDPA を使う(docs/benchmarks.md の測定)。"""
@@ -202,14 +202,12 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(
                 f"n_heads は n_kv_heads で割り切れる数にしてください: {n_heads} と {n_kv_heads}"
             )
-        if not 0.0 <= require_number(dropout, "dropout") < 1.0:
-            raise ValueError(f"dropout は 0 以上 1 未満にしてください: {dropout}")
         if position is not None and not isinstance(position, Rotation | ScoreBias):
             raise TypeError(
                 f"position には rotate か bias を備えた物を渡してください: {shown(position)}"
             )
         self.d_k = d_model // n_heads
-        self.dropout = dropout
+        self.dropout = require_rate(dropout, "dropout")
         self.position = position
         self._rotates = isinstance(position, Rotation)  # 呼び出しのたびに調べると、生成が 1 割遅い
         self._biases = isinstance(position, ScoreBias)

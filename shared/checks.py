@@ -78,6 +78,18 @@ def require_number(value: object, name: str, minimum: float | None = None) -> fl
     return number
 
 
+def require_rate(value: object, name: str) -> float:
+    """0 以上 1 未満の数(ドロップアウトの率など)か確かめて返す。
+
+    Raises:
+        TypeError: 数でないとき。
+        ValueError: NaN・無限大、または範囲の外のとき。
+    """
+    if not 0.0 <= (number := require_number(value, name)) < 1.0:
+        raise ValueError(f"{name} は 0 以上 1 未満にしてください: {value}")
+    return number
+
+
 def _is_bool(value: object) -> bool:
     """Python・NumPy・PyTorch の真偽値か(NumPy と PyTorch は import せずに見分ける)。"""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.attention import KVCache, MultiHeadAttention
-from shared.checks import require_int, require_number, shown
+from shared.checks import require_int, require_rate, shown
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -158,19 +158,18 @@ class DecoderLayer(nn.Module):
         memory: Tensor,
         memory_mask: Tensor | None = None,
         *,
-        mask: Tensor | None = None,
         cache: LayerCache | None = None,
         maps: DecoderMaps | None = None,
     ) -> Tensor:
         """x (B, T, d) を、memory (B, S, d) も見て (B, T, d) へ。
 
-        自己注意にはいつも因果マスクが掛かり、`mask` はそれに重ねる。`memory_mask` (B, 1, 1, S) は
-        交差注意のマスク。`maps` を渡すと、二つの注意の重みを末尾に足す。
+        自己注意にはいつも因果マスクが掛かる。`memory_mask` (B, 1, 1, S) は交差注意のマスク。
+        `maps` を渡すと、二つの注意の重みを末尾に足す。
         """
         own, cross = cache or (None, None)
         own_maps, cross_maps = maps or (None, None)
         look_back = _attention(
-            self.self_attention, None, mask, causal=True, cache=own, maps=own_maps
+            self.self_attention, None, None, causal=True, cache=own, maps=own_maps
         )
         look_at_memory = _attention(
             self.cross_attention, memory, memory_mask, causal=False, cache=cross, maps=cross_maps
@@ -290,6 +289,4 @@ def _attention(
 
 
 def _dropout(rate: float) -> nn.Dropout:
-    if not 0.0 <= require_number(rate, "dropout") < 1.0:
-        raise ValueError(f"dropout は 0 以上 1 未満にしてください: {rate}")
-    return nn.Dropout(rate)
+    return nn.Dropout(require_rate(rate, "dropout"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.checks import require_int, require_number, require_text, shown
+from shared.checks import require_int, require_number, require_rate, require_text, shown
 
 # ---- shown ------------------------------------------------------------------------------
 
@@ -151,3 +151,12 @@ def test_arrays_are_no_number(value: Any):
 def test_huge_integer_is_not_finite():
     with pytest.raises(ValueError, match=r"^x は有限の数"):
         require_number(10**400, "x")
+
+
+def test_a_rate_is_from_0_to_just_below_1():
+    assert [require_rate(value, "p") for value in (0, 0.5, 0.999)] == [0.0, 0.5, 0.999]
+    for value in (-0.1, 1, 1.5):
+        with pytest.raises(ValueError, match=rf"^p は 0 以上 1 未満にしてください: {value}$"):
+            require_rate(value, "p")
+    with pytest.raises(TypeError, match="p には数を"):
+        require_rate("0.1", "p")
