@@ -65,7 +65,8 @@ class Report:
     {self.command} --seed {self.seed}
 
 - 歩み: {self.facts["steps"]:,} ステップ、{self.facts["tokens"]:,} トークン
-- 時間: CPU {self.facts["cpu_hours"]:.2f} 時間(途中の評価も含み、終わりの試験は含みません)
+- 機器(一段目、二段目): {"、".join(self.facts["devices"])}
+- 時間: CPU 時間で {self.facts["cpu_hours"]:.2f} 時間(途中の評価も含み、終わりの試験は含みません)
 - 文書(重複を除いた数): {counts}
 - 乱数の種: {self.seed}(一つだけ。種を替えたときの散らばりは測っていません)
 - 試験の文書での負の対数確率: **{bits:.4f} bit/byte**(文書の終わりの区切りも当てます)

@@ -86,6 +86,15 @@ def seed_everything(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def hardware(device: torch.device) -> str:
+    """機器の名前(CUDA なら GPU の製品名、ほかは CPU か Apple GPU)。学習の素性に記す。"""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return {"cpu": "CPU", "mps": "Apple GPU"}[device.type]
+
+
 def use_threads(n: int) -> None:
     """PyTorch の計算に使うスレッドの数を `n` にする。
 

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from chapter04 import japanese_gpt, pretrain
+from chapter04 import japanese_gpt, pretrain, text
 from chapter04.japanese_gpt import MODEL
 from chapter04.pretrain import Run, main, rate
 from chapter04.pretrain_report import NAME
+from shared import checkpoints, weights
 from shared.attention import MultiHeadAttention
 from shared.dropout import ByteDropout
 
 ROOT = Path(__file__).parents[2]
+LOG = "stage_1_log.jsonl"
 SMALL = {
     "SIZES": {"d_model": 16, "n_heads": 2, "n_layers": 1, "context": 16, "dropout": 0.1},
     "VOCAB_SIZE": 270,
@@ -50,12 +52,12 @@ def corpus(tmp_path, monkeypatch):
 
 def test_rate_by_hand():
     """頂点まで直線、そこから cos の半周期で 0 まで。"""
-    peak, warmup = pretrain.PEAK, pretrain.WARMUP
-    assert rate(1, 1000) == pytest.approx(peak / warmup)
-    assert rate(warmup, 1000) == peak
-    assert rate((1000 + warmup) // 2, 1000) == pytest.approx(peak / 2)
-    assert rate(1000, 1000) == pytest.approx(0, abs=1e-12)
-    assert rate(warmup + 1, 1000) < peak
+    peak, warmup = 2e-3, pretrain.WARMUP
+    assert rate(1, 1000, peak) == pytest.approx(peak / warmup)
+    assert rate(warmup, 1000, peak) == peak
+    assert rate((1000 + warmup) // 2, 1000, peak) == pytest.approx(peak / 2)
+    assert rate(1000, 1000, peak) == pytest.approx(0, abs=1e-12)
+    assert rate(warmup + 1, 1000, peak) < peak
 
 
 def test_model_drops_bytes_but_no_attention_weights():
@@ -81,11 +83,11 @@ def test_interrupted_run_equals_an_unbroken_one(corpus, tmp_path, monkeypatch, c
     part = Run(corpus, 0, tmp_path / "b")
     calls = []
 
-    def stop_at_five(step, steps):
+    def stop_at_five(step, steps, peak):
         calls.append(step)
         if step == 5 and calls.count(5) == 1:
             raise KeyboardInterrupt
-        return rate(step, steps)
+        return rate(step, steps, peak)
 
     monkeypatch.setattr(pretrain, "rate", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
@@ -95,11 +97,46 @@ def test_interrupted_run_equals_an_unbroken_one(corpus, tmp_path, monkeypatch, c
     for name, value in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
     logs = [
-        [json.loads(line)["loss"] for line in (tmp_path / f / "log.jsonl").open(encoding="utf-8")]
+        [json.loads(line)["loss"] for line in (tmp_path / f / LOG).open(encoding="utf-8")]
         for f in "ab"
     ]
     assert logs[0] == logs[1]
     assert len(logs[0]) == 7
+
+
+def test_second_stage_starts_from_the_stored_average(corpus, tmp_path, monkeypatch):
+    """二段目は、一段目の移動平均(配る精度)から、文書を一つずつ混ぜて始まる。止めても続きから。"""
+    starts, blocks = [], []
+    real_train, real_batches = pretrain.train, text.PackedBatches
+
+    def train(model, *arguments, **options):
+        starts.append({k: v.clone() for k, v in model.state_dict().items()})
+        return real_train(model, *arguments, **options)
+
+    def batches(*arguments, block):
+        blocks.append(block)
+        return real_batches(*arguments, block=block)
+
+    monkeypatch.setattr(pretrain, "train", train)
+    monkeypatch.setattr(pretrain.text, "PackedBatches", batches)
+    run = Run(corpus, 0, tmp_path)
+    run.train(30)
+    assert blocks == [8, 1]
+    first = weights.unpack((tmp_path / "stage_1_weights.safetensors").read_bytes())
+    ema = checkpoints.load(tmp_path / "stage_1_checkpoint.pt")["ema"]
+    for name, value in first.items():
+        assert torch.equal(starts[1][name], value), name
+        assert torch.equal(ema[name].to(torch.bfloat16).float(), value), name
+    last = weights.unpack((tmp_path / "stage_2_weights.safetensors").read_bytes())
+    assert any(not torch.equal(last[name], first[name]) for name in last)
+    assert all(torch.equal(run.model.state_dict()[name], last[name]) for name in last)
+    run.finish(tmp_path / "out", tmp_path / "out")
+    facts = tomllib.loads((tmp_path / "out" / "manifest.toml").read_text(encoding="utf-8"))[MODEL]
+    assert (facts["steps"], facts["devices"]) == (30 + 3, ["CPU", "CPU"])
+    again = Run(corpus, 0, tmp_path)
+    again.train(30)  # もう学習は終わっている
+    assert len(starts) == 2
+    assert all(torch.equal(again.model.state_dict()[name], last[name]) for name in last)
 
 
 def test_command_writes_weights_and_report(corpus, tmp_path, capsys):
@@ -166,7 +203,7 @@ def test_torchrun_equals_one_process(corpus, tmp_path):
         command = [sys.executable, *(["-m", *launcher] if n == 2 else []), str(script), *arguments]
         command += ["--accumulate", "2"] if n == 1 else []
         subprocess.run(command, env=environment, check=True, timeout=240)
-        [log] = (tmp_path / f"cache{n}").rglob("log.jsonl")
+        [log] = (tmp_path / f"cache{n}").rglob(LOG)
         losses[n] = [json.loads(line)["loss"] for line in log.open(encoding="utf-8")]
     assert losses[1] == pytest.approx(losses[2], abs=1e-6)
     assert len(losses[1]) == 4

@@ -163,6 +163,12 @@ def test_bfloat16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, native:
     assert autocast_dtype(torch.device("mps")) is None
 
 
+def test_hardware_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    names = {name: device.hardware(torch.device(name)) for name in ("cpu", "mps", "cuda:1")}
+    assert names == {"cpu": "CPU", "mps": "Apple GPU", "cuda:1": "GPU 1"}
+
+
 def test_autocast_accepts_the_dtype():
     dtype = autocast_dtype(torch.device("cpu"))
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
