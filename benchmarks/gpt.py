@@ -4,7 +4,8 @@
     python -m benchmarks.gpt --quick    1 回ずつ測り、表を出すだけ
 
 学習の 1 ステップは、埋め込みから交差エントロピー・逆伝播・AdamW(fused)まで。寸法、データ、
-ドロップアウトを掛ける場所と率は両者で同じにする。こちらの「分けて」は
+ドロップアウトを掛ける場所と率は両者で同じにする(「配合」は chapter04.pretrain のとおり、速い
+ドロップアウトを使い、注意の重みには掛けない)。こちらの「分けて」は
 chapter04.loss.next_token_loss、「同じ式」は相手と同じ F.cross_entropy、「保持」は
 shared.device.keep_memory(chapter04.pretrain が使う)。生成は貪欲法で 1 文ずつ。
 """
@@ -24,6 +25,7 @@ from benchmarks.report import publish
 from chapter04.generation import generate
 from chapter04.gpt import GPT, GPTConfig
 from chapter04.loss import next_token_loss
+from chapter04.pretrain import use_fast_dropout
 from shared.device import keep_memory
 from shared.files import write_atomically
 
@@ -32,6 +34,7 @@ VOCABULARY, D_MODEL, N_HEADS, N_LAYERS = 4_096, 128, 4, 4
 TOKENS, STEPS, PROMPT = 2_048, 8, 8  # TOKENS は 1 ステップのトークンの数
 # 文脈の長さ、ドロップアウト、こちらの損失と精度、相手の注意と精度
 TRAINING = [
+    (128, 0.1, "分けて fp32 保持 配合", "sdpa fp32"),
     (128, 0.1, "分けて fp32 保持", "sdpa fp32"),
     (128, 0.0, "分けて fp32 保持", "sdpa fp32"),
     (128, 0.0, "同じ式 fp32", "sdpa fp32"),
@@ -74,10 +77,12 @@ def peer_model(context: int, dropout: float = 0.0, attention: str = "sdpa") -> A
 
 def training(side: str, context: int, dropout: float, kind: str) -> Callable[[int], None]:
     """学習を指定したステップだけ進める関数。"""
-    how, precision, *memory = kind.split()
-    if memory:
+    how, precision, *options = kind.split()
+    if "保持" in options:
         keep_memory()
     model = our_model(context, dropout) if side == "ours" else peer_model(context, dropout, how)
+    if isinstance(model, GPT) and "配合" in options:
+        use_fast_dropout(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids = torch.randint(VOCABULARY, (TOKENS // context, context + 1))
     inputs, targets = ids[:, :-1], ids[:, 1:]

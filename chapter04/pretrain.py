@@ -91,13 +91,18 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def build_model(vocab_size: int) -> GPT:
-    """重みが初期値のままのモデル。CPU で遅い、注意の重みのドロップアウトだけは掛けない。"""
+    """重みが初期値のままのモデル。"""
     model = GPT(GPTConfig(vocab_size=vocab_size, **SIZES))
+    use_fast_dropout(model)
+    return model
+
+
+def use_fast_dropout(model: GPT) -> None:
+    """ドロップアウトを CPU で速いものに替え、遅い、注意の重みのドロップアウトだけは外す。"""
     use_byte_dropout(model)
     for module in model.modules():
         if isinstance(module, MultiHeadAttention):
             module.dropout = 0.0
-    return model
 
 
 class Run:

@@ -123,10 +123,11 @@ def test_second_stage_starts_from_the_stored_average(corpus, tmp_path, monkeypat
     run.train(30)
     assert blocks == [8, 1]
     first = weights.unpack((tmp_path / "stage_1_weights.safetensors").read_bytes())
-    ema = checkpoints.load(tmp_path / "stage_1_checkpoint.pt")["ema"]
+    state = checkpoints.load(tmp_path / "stage_1_checkpoint.pt")
+    assert state is not None
     for name, value in first.items():
         assert torch.equal(starts[1][name], value), name
-        assert torch.equal(ema[name].to(torch.bfloat16).float(), value), name
+        assert torch.equal(state["ema"][name].to(torch.bfloat16).float(), value), name
     last = weights.unpack((tmp_path / "stage_2_weights.safetensors").read_bytes())
     assert any(not torch.equal(last[name], first[name]) for name in last)
     assert all(torch.equal(run.model.state_dict()[name], last[name]) for name in last)
