@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from chapter03.positional import sinusoidal
 from shared.attention import padding_mask
 from shared.checks import require_int, shown
+from shared.ids import require_ids
 from shared.transformer import Decoder, DecoderCache, Encoder
 
 POSITIONS = ("sinusoidal", "learned", "none")
@@ -204,22 +205,11 @@ class Transformer(nn.Module):
         return self.dropout(x)
 
     def _require_ids(self, ids: Tensor, vocab_size: int, name: str, start: int) -> None:
-        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
-            kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-            raise TypeError(f"{name} には整数 (int64) のテンソルを渡してください: {kind}")
-        if ids.dim() != 2 or 0 in ids.shape:
-            raise ValueError(
-                f"{name} の形は (文の数, 長さ)、どちらも 1 以上にしてください: {tuple(ids.shape)}"
-            )
+        require_ids(ids, name, vocab_size)
         if start + ids.shape[1] > self.config.max_len:
             raise ValueError(
                 f"{name} の長さは max_len = {self.config.max_len} 以下にしてください: "
                 f"{start + ids.shape[1]}"
-            )
-        low, high = (int(value) for value in ids.aminmax())
-        if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"{name} の id は 0 以上 {vocab_size} 未満にしてください: {low} から {high}"
             )
 
 

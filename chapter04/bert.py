@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.checks import require_int, require_number, require_rate, shown
+from shared.ids import require_ids
 from shared.transformer import EncoderLayer
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -167,8 +168,8 @@ class Bert(nn.Module):
     ) -> Tensor:
         """最後の層の出力 (B, T, d)。`maps` に、層ごとの注意の重み (B, H, T, T) を足す。"""
         segments = torch.zeros_like(ids) if segments is None else segments
-        _require_ids(ids, "ids", self.config.vocab_size)
-        _require_ids(segments, "segments", self.config.n_segments)
+        require_ids(ids, "ids", self.config.vocab_size)
+        require_ids(segments, "segments", self.config.n_segments)
         if ids.shape[1] > self.config.context:
             raise ValueError(
                 f"ids の長さは context = {self.config.context} 以下にしてください: {ids.shape[1]}"
@@ -331,19 +332,6 @@ def _require_none(problems: dict[str, list[str]]) -> None:
         raise ValueError("state_dict のキーが合いません。" + "。".join(found))
 
 
-def _require_ids(ids: Tensor, name: str, size: int) -> None:
-    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
-        kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"{name} には整数 (int64) のテンソルを渡してください: {kind}")
-    if ids.dim() != 2 or 0 in ids.shape:
-        raise ValueError(
-            f"{name} の形は (文の数, 長さ)、どちらも 1 以上にしてください: {tuple(ids.shape)}"
-        )
-    low, high = (int(value) for value in ids.aminmax())
-    if low < 0 or high >= size:
-        raise ValueError(f"{name} は 0 以上 {size} 未満にしてください: {low} から {high}")
-
-
 def mask_tokens(
     ids: Tensor,
     vocab_size: int,
@@ -372,7 +360,7 @@ def mask_tokens(
         ValueError: 形が (文の数, 長さ) でない、id が語彙の外、`rate` が (0, 1] の外、語彙のすべてが
             特別なとき。
     """
-    _require_ids(ids, "ids", require_int(vocab_size, "vocab_size", minimum=1))
+    require_ids(ids, "ids", require_int(vocab_size, "vocab_size", minimum=1))
     if require_int(mask_id, "mask_id", minimum=0) >= vocab_size:
         raise ValueError(f"mask_id は {vocab_size} 未満にしてください: {mask_id}")
     if not 0 < require_number(rate, "rate") <= 1:

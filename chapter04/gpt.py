@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from shared.attention import KVCache
 from shared.checks import require_int, require_number, require_rate, shown
+from shared.ids import require_ids
 from shared.transformer import ACTIVATIONS, EncoderLayer
 
 GPT2_VOCABULARY = 50_257
@@ -245,22 +246,11 @@ class GPT(nn.Module):
 
     def require_ids(self, ids: Tensor, start: int = 0, name: str = "ids") -> None:
         """`ids` が、位置 `start` から置ける id (B, T) か確かめる(例外は `forward` と同じ)。"""
-        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
-            kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-            raise TypeError(f"{name} には整数 (int64) のテンソルを渡してください: {kind}")
-        if ids.dim() != 2 or 0 in ids.shape:
-            raise ValueError(
-                f"{name} の形は (文の数, 長さ)、どちらも 1 以上にしてください: {tuple(ids.shape)}"
-            )
+        require_ids(ids, name, self.config.vocab_size)
         if start + ids.shape[1] > self.config.context:
             raise ValueError(
                 f"{name} の長さは context = {self.config.context} 以下にしてください: "
                 f"{start + ids.shape[1]}"
-            )
-        low, high = (int(value) for value in ids.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(
-                f"{name} は 0 以上 {self.config.vocab_size} 未満にしてください: {low} から {high}"
             )
 
     @classmethod

@@ -297,9 +297,9 @@ def test_bad_sizes_are_named(changes, error, words):
 @pytest.mark.parametrize(
     ("src", "tgt", "error", "words"),
     [
-        (SRC, torch.tensor([[1, 13, 3]] * 2), ValueError, "tgt の id は 0 以上 13 未満"),
-        (torch.tensor([[1, 11]] * 2), TGT, ValueError, "src の id は 0 以上 11 未満"),
-        (torch.tensor([[1, -1]] * 2), TGT, ValueError, "src の id"),
+        (SRC, torch.tensor([[1, 13, 3]] * 2), ValueError, "tgt は 0 以上 13 未満"),
+        (torch.tensor([[1, 11]] * 2), TGT, ValueError, "src は 0 以上 11 未満"),
+        (torch.tensor([[1, -1]] * 2), TGT, ValueError, "src は 0 以上"),
         (SRC[:0], TGT[:0], ValueError, "src の形"),
         (SRC, TGT[:, :0], ValueError, "tgt の形"),
         (SRC[0], TGT, ValueError, "src の形"),
