@@ -19,6 +19,7 @@ from chapter04.generation import generate
 from chapter04.gpt import GPT
 from chapter04.instructions import END, Example, Tokenizer, format_example, prompt_ids
 from shared.checks import require_int, require_number, require_rate, shown
+from shared.inference import evaluating
 from shared.training import Result, train
 
 Row = tuple[Sequence[int], Sequence[bool]]  # (id の並び, 損失に数える所の印)
@@ -309,22 +310,18 @@ def freeze(model: ClassifierGPT, trained: str, n_last: int = 1) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-@torch.no_grad()
 def accuracy(model: ClassifierGPT, batches: Iterable[Batch]) -> float:
     """正しく分類した割合。評価の状態で測り、終われば元に戻す。
 
     Raises:
         ValueError: バッチが一つもないとき。
     """
-    was_training, right, total = model.training, 0, 0
-    model.eval()
-    try:
+    right = total = 0
+    with evaluating(model):
         for batch in batches:
             guess = model(batch["ids"], batch["lengths"]).argmax(-1)
             right += int((guess == batch["labels"]).sum())
             total += len(guess)
-    finally:
-        model.train(was_training)
     if not total:
         raise ValueError("batches にバッチが一つもありません")
     return right / total
