@@ -3,7 +3,8 @@
     文書 → 整える・重複を除く・分ける → バイトレベル BPE → 詰めたバッチ → GPT(二段の学習)
     → 試験(バイトあたりのビット数、種で選んだ文)→ 重みと記録
 
-二段目は、一段目の移動平均の重みから、隣り合う文書も離して混ぜ、小さな学習率で短く仕上げる。
+二段目は、一段目の移動平均の重みから、隣り合う文書も離して混ぜ、小さな学習率で短く仕上げる。配る
+のは、二つの段の終わりの重みの平均(モデルスープ)である。
 
 途中で止めても(Ctrl-C でも電源でも)、同じ命令をもう一度実行すれば続きから始まる。途中の状態は、
 データのキャッシュに置く。`--finish` は、今ある所までの重みを試験して書き出す。
@@ -31,6 +32,7 @@ from chapter02.byte_level_bpe import ByteLevelBPE
 from chapter04 import japanese_gpt, text
 from chapter04.gpt import GPT, GPTConfig
 from chapter04.japanese_gpt import END, MODEL, SPECIAL_TOKENS, TOKENIZER, WEIGHTS, JapaneseGPT
+from chapter04.merging import uniform_soup
 from chapter04.pretrain_report import Report
 from shared import checkpoints, parallel, weights
 from shared.archives import DataError, cache_folder
@@ -63,16 +65,16 @@ class Stage:
         block: 隣り合ったまま混ぜる文書の数。
         peak: 学習率の頂点(論文は 117M のモデルで 2.5e-4)。
         ema: 移動平均の減衰率(論文にはない)。
-        divisor: 歩数は、一段目の歩数をこれで割った数。
+        share: 一段目の歩数に対する、歩数の割合。
     """
 
     block: int
     peak: float
     ema: float
-    divisor: int
+    share: float
 
 
-STAGES = (Stage(8, 2e-3, 0.999, divisor=1), Stage(1, 5e-4, 0.99, divisor=10))
+STAGES = (Stage(8, 2e-3, 0.999, share=1), Stage(1, 1e-3, 0.998, share=0.35))
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -137,11 +139,9 @@ class Run:
         """
         documents = self.tokenizer.encode_batch(self.parts["train"])
         for number, stage in enumerate(STAGES, 1):
-            done = self._file(number, "weights.safetensors")
-            if not done.exists() and steps // stage.divisor > 0:
-                result = self._train_stage(
-                    number, stage, steps // stage.divisor, accumulate, documents
-                )
+            done, count = self._file(number, "weights.safetensors"), int(steps * stage.share)
+            if not done.exists() and count > 0:
+                result = self._train_stage(number, stage, count, accumulate, documents)
                 assert result.ema is not None
                 self._load(result.ema.state_dict())
                 if parallel.rank() == 0:
@@ -217,12 +217,12 @@ class Run:
         return JapaneseGPT(model, self.tokenizer).bits_per_byte(self.parts[part])
 
     def finish(self, folder: Path = WEIGHTS, runs: Path = RUNS) -> dict[str, float]:
-        """途中の状態の移動平均の重みを試験し、重み・トークナイザー・manifest・記録を書き出す。
+        """二つの段の重みの平均(なければ、今ある所までの重み)を試験し、重み・トークナイザー・manifest・記録を書き出す。
 
         Raises:
             FileNotFoundError: まだ一度も途中の状態を残していないとき。
         """
-        history, devices = self._restore()
+        history, steps, devices = self._restore()
         packed = self._packed()
         self._load(weights.unpack(packed))  # 書き出す精度で試験する
         gpt = JapaneseGPT(self.model, self.tokenizer)
@@ -236,7 +236,7 @@ class Run:
         common = {"command": self.command, "data_sha256": self.sha256, "seed": self.seed}
         facts = {
             **common,
-            "steps": len(history),
+            "steps": steps,
             "tokens": len(history) * BATCH_SIZE * SIZES["context"],
             "devices": devices,
             "cpu_hours": round(cpu_hours(history), 3),
@@ -259,28 +259,32 @@ class Run:
         ).write(runs)
         return metrics
 
-    def _restore(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """今ある最後の段の移動平均の重みを読み、全部の段の (記録, 機器) を返す。"""
+    def _restore(self) -> tuple[list[dict[str, Any]], list[int], list[str]]:
+        """今ある段の終わりの重みの平均を読み、全部の段の (記録, 段ごとの歩数, 機器) を返す。"""
+        ends: list[Mapping[str, Tensor]] = []
         history: list[dict[str, Any]] = []
+        steps: list[int] = []
         devices: list[str] = []
         for number in range(1, len(STAGES) + 1):
             state = checkpoints.load(self._file(number, "checkpoint.pt"))
             done = self._file(number, "weights.safetensors")
             if done.exists():
-                self._load(weights.unpack(done.read_bytes()))
+                ends.append(weights.unpack(done.read_bytes()))
                 lines = self._file(number, "log.jsonl").read_text(encoding="utf-8").splitlines()
                 records = [json.loads(line) for line in lines]
             elif state is not None:
-                self._load(state["ema"])
+                ends.append({k: v for k, v in state["ema"].items() if k != "output.weight"})
                 records = state["history"]
             else:
                 break
             devices.append(self._file(number, "device.txt").read_text(encoding="utf-8"))
             before = len(history)
             history += [{**record, "step": before + record["step"]} for record in records]
+            steps.append(len(records))
         if not history:
             raise FileNotFoundError("学習の途中の状態がありません。先に学習してください")
-        return history, devices
+        self._load(uniform_soup(ends))
+        return history, steps, devices
 
     @property
     def command(self) -> str:

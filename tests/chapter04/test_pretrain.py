@@ -62,12 +62,13 @@ def test_rate_by_hand():
 
 def test_model_drops_bytes_but_no_attention_weights():
     """ドロップアウトはすべて ByteDropout、注意の重みには掛けない。初期値の損失は log V に近い。"""
+    torch.manual_seed(0)
     model = pretrain.build_model(300)
     assert sum(isinstance(m, ByteDropout) for m in model.modules()) > 1
     assert not any(type(m) is torch.nn.Dropout and m.p for m in model.modules())
     assert {m.dropout for m in model.modules() if isinstance(m, MultiHeadAttention)} == {0.0}
     batch = {"inputs": torch.randint(300, (4, 20)), "targets": torch.randint(300, (4, 20))}
-    assert pretrain.loss(model.eval(), batch).item() == pytest.approx(5.70, abs=0.1)
+    assert pretrain.loss(model.eval(), batch).item() == pytest.approx(5.70, abs=0.2)
 
 
 def test_stored_model_has_the_promised_size():
@@ -133,7 +134,10 @@ def test_second_stage_starts_from_the_stored_average(corpus, tmp_path, monkeypat
     assert all(torch.equal(run.model.state_dict()[name], last[name]) for name in last)
     run.finish(tmp_path / "out", tmp_path / "out")
     facts = tomllib.loads((tmp_path / "out" / "manifest.toml").read_text(encoding="utf-8"))[MODEL]
-    assert (facts["steps"], facts["devices"]) == (30 + 3, ["CPU", "CPU"])
+    assert (facts["steps"], facts["devices"]) == ([30, 10], ["CPU", "CPU"])
+    soup = japanese_gpt.load(tmp_path / "out").model.state_dict()
+    for name, value in first.items():  # 配る重みは、二つの段の終わりの平均
+        assert torch.equal(soup[name], ((value + last[name]) / 2).to(torch.bfloat16).float()), name
     again = Run(corpus, 0, tmp_path)
     again.train(30)  # もう学習は終わっている
     assert len(starts) == 2
@@ -147,8 +151,8 @@ def test_command_writes_weights_and_report(corpus, tmp_path, capsys):
     metrics = json.loads(capsys.readouterr().out)
     manifest = tomllib.loads((tmp_path / "out" / "manifest.toml").read_text(encoding="utf-8"))
     facts = manifest[MODEL]
-    assert facts["steps"] == 6
-    assert facts["tokens"] == 6 * 4 * 16
+    assert facts["steps"] == [6, 2]
+    assert facts["tokens"] == 8 * 4 * 16
     assert facts["command"] == "python -m chapter04.pretrain --corpus corpus.txt"
     gpt = japanese_gpt.load(tmp_path / "out")
     run = Run(corpus, 0)
