@@ -3,8 +3,8 @@
     文書 → 整える・重複を除く・分ける → バイトレベル BPE → 詰めたバッチ → GPT(二段の学習)
     → 試験(バイトあたりのビット数、種で選んだ文)→ 重みと記録
 
-二段目は、一段目の移動平均の重みから、隣り合う文書も離して混ぜ、小さな学習率で短く仕上げる。配る
-のは、二つの段の終わりの重みの平均(モデルスープ)である。
+二段目は、一段目の移動平均の重みから、隣り合う文書も離して混ぜ、ときどき同じ文書を繰り返し、小さな
+学習率で仕上げる。配るのは、二つの段の終わりの重みの平均(モデルスープ)である。
 
 途中で止めても(Ctrl-C でも電源でも)、同じ命令をもう一度実行すれば続きから始まる。途中の状態は、
 データのキャッシュに置く。`--finish` は、今ある所までの重みを試験して書き出す。
@@ -63,18 +63,20 @@ class Stage:
 
     Attributes:
         block: 隣り合ったまま混ぜる文書の数。
+        repeat: 文書を置くたびに、近くの文書をもう一度置く確率。
         peak: 学習率の頂点(論文は 117M のモデルで 2.5e-4)。
         ema: 移動平均の減衰率(論文にはない)。
         share: 一段目の歩数に対する、歩数の割合。
     """
 
     block: int
+    repeat: float
     peak: float
     ema: float
     share: float
 
 
-STAGES = (Stage(8, 2e-3, 0.999, share=1), Stage(1, 1e-3, 0.998, share=0.35))
+STAGES = (Stage(8, 0.0, 2e-3, 0.999, share=1), Stage(1, 0.25, 1e-3, 0.998, share=0.35))
 
 
 def rate(step: int, steps: int, peak: float) -> float:
@@ -172,7 +174,13 @@ class Run:
         end = self.tokenizer.special_tokens[END]
         generator = torch.Generator().manual_seed(self.seed)
         batches = text.PackedBatches(
-            documents, end, SIZES["context"], BATCH_SIZE, generator, block=stage.block
+            documents,
+            end,
+            SIZES["context"],
+            BATCH_SIZE,
+            generator,
+            block=stage.block,
+            repeat=stage.repeat,
         )
         before = time.process_time()
 

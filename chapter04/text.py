@@ -19,6 +19,7 @@ from shared.archives import DataError
 from shared.checks import require_int, require_rate, require_text
 
 SHARES = {"validation": 0.01, "test": 0.01}  # 検証と試験に回す文書の割合
+REACH = 4  # 繰り返す文書を選ぶ、近さ
 IGNORED = -100  # 目標のうち、損失に数えない所(F.cross_entropy の既定)
 
 
@@ -113,7 +114,8 @@ class PackedBatches:
 
     混ぜた文書を「区切り 文書 区切り 文書 …」とつなぎ、`context` 個ずつの窓に切る。文書の途中で
     切れたら、続きは次の窓のはじめに来る。余りは使わない。隣り合う文書に同じ言い回しがあれば(Tatoeba
-    にはよくある)、組のまま見せることで、前に出た言い回しを写すことも学べる。
+    にはよくある)、組のまま見せることで、前に出た言い回しを写すことも学べる。`repeat` を渡すと、一つ
+    置くたびにその確率で、終わりの `REACH` 個の文書の一つをもう一度置き、写すことを直に学ばせる。
 
     Attributes:
         tokens: つないだ列の長さ [トークン]。
@@ -128,8 +130,9 @@ class PackedBatches:
         generator: torch.Generator,
         *,
         block: int = 1,
+        repeat: float = 0.0,
     ) -> None:
-        """引数は、文書の id、区切り、窓の長さ、バッチの窓の数、順を混ぜる乱数、一組の文書の数。
+        """引数は、文書の id、区切り、窓の長さ、バッチの窓の数、順を混ぜる乱数、あとは上のとおり。
 
         Raises:
             TypeError, ValueError: 文書がない、数が 1 より小さい、バッチが一つもできないとき。
@@ -138,6 +141,7 @@ class PackedBatches:
         self.context = require_int(context, "context", minimum=1)
         self.batch_size = require_int(batch_size, "batch_size", minimum=1)
         self.block = require_int(block, "block", minimum=1)
+        self.repeat = require_rate(repeat, "repeat")
         self.documents = [torch.tensor([separator, *ids]) for ids in documents]
         self.tokens = sum(map(len, self.documents))
         self.generator = generator
@@ -153,8 +157,21 @@ class PackedBatches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         blocks = torch.arange(len(self.documents)).split(self.block)
         order = torch.randperm(len(blocks), generator=self.generator).tolist()
-        stream = torch.cat([self.documents[i] for b in order for i in blocks[b].tolist()])
+        numbers = [i for b in order for i in blocks[b].tolist()]
+        if self.repeat:
+            numbers = self._repeated(numbers)
+        stream = torch.cat([self.documents[i] for i in numbers])
         inputs, targets = windows(stream, self.context, self.context)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             rows = slice(start, start + self.batch_size)
             yield {"inputs": inputs[rows], "targets": targets[rows]}
+
+    def _repeated(self, numbers: list[int]) -> list[int]:
+        again = torch.rand(len(numbers), generator=self.generator) < self.repeat
+        back = torch.randint(REACH, (len(numbers),), generator=self.generator)
+        made: list[int] = []
+        for number, twice, distance in zip(numbers, again.tolist(), back.tolist(), strict=True):
+            made.append(number)
+            if twice:
+                made.append(made[-1 - min(distance, len(made) - 1)])
+        return made

@@ -114,15 +114,15 @@ def test_second_stage_starts_from_the_stored_average(corpus, tmp_path, monkeypat
         starts.append({k: v.clone() for k, v in model.state_dict().items()})
         return real_train(model, *arguments, **options)
 
-    def batches(*arguments, block):
-        blocks.append(block)
-        return real_batches(*arguments, block=block)
+    def batches(*arguments, block, repeat):
+        blocks.append((block, repeat))
+        return real_batches(*arguments, block=block, repeat=repeat)
 
     monkeypatch.setattr(pretrain, "train", train)
     monkeypatch.setattr(pretrain.text, "PackedBatches", batches)
     run = Run(corpus, 0, tmp_path)
     run.train(30)
-    assert blocks == [8, 1]
+    assert blocks == [(8, 0.0), (1, 0.25)]
     first = weights.unpack((tmp_path / "stage_1_weights.safetensors").read_bytes())
     state = checkpoints.load(tmp_path / "stage_1_checkpoint.pt")
     assert state is not None

@@ -1,6 +1,7 @@
 """chapter04.text の検査: 整え方、文書の区切り、重複、分割、窓、詰めたバッチ。"""
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -138,6 +139,27 @@ def test_blocks_keep_their_neighbours():
     assert all(a in (4, 8, 11) and b in (1, 5, 9) for a, b in neighbours)
     with pytest.raises(ValueError, match="block"):
         PackedBatches(documents, 0, 3, 1, torch.Generator(), block=0)
+
+
+def test_repeated_documents_come_soon_again():
+    """繰り返しは、近くの文書を、決めた率で、距離によらず同じ数だけ選ぶ。新しい文書の順は変わらない。"""
+    documents = [[i] for i in range(1, 4001)]
+
+    def stream(repeat: float) -> list[int]:
+        generator = torch.Generator().manual_seed(0)
+        batches = PackedBatches(documents, 0, 8, 1, generator, repeat=repeat)
+        return [i for batch in batches for i in batch["inputs"].flatten().tolist() if i]
+
+    plain, repeated = stream(0.0), stream(0.25)
+    fresh = list(dict.fromkeys(repeated))
+    assert fresh == plain[: len(fresh)]
+    again = [i for i, number in enumerate(repeated) if number in repeated[max(0, i - 4) : i]]
+    assert len(repeated) - len(fresh) == len(again)
+    assert len(again) / len(fresh) == pytest.approx(0.25, abs=0.03)
+    gaps = Counter(next(d for d in range(1, 5) if repeated[i - d] == repeated[i]) for i in again)
+    assert all(gaps[d] / len(again) == pytest.approx(0.25, abs=0.06) for d in range(1, 5)), gaps
+    with pytest.raises(ValueError, match="repeat"):
+        PackedBatches(documents, 0, 3, 1, torch.Generator(), repeat=1.0)
 
 
 def test_too_few_documents_are_refused():
