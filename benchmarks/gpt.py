@@ -25,8 +25,8 @@ from benchmarks.report import publish
 from chapter04.generation import generate
 from chapter04.gpt import GPT, GPTConfig
 from chapter04.loss import next_token_loss
-from chapter04.pretrain import use_fast_dropout
 from shared.device import keep_memory
+from shared.dropout import use_fast_dropout
 from shared.files import write_atomically
 
 RESULT = Path(__file__).resolve().parent / "results" / "gpt.json"

@@ -126,6 +126,21 @@ def warmup_linear(peak: float, steps: int, warmup: float = 0.05) -> Callable[[in
     return lambda step: peak * min(step / up, (steps + 1 - step) / max(1.0, steps + 1 - up))
 
 
+def cosine(peak: float, warmup: int, steps: int) -> Callable[[int], float]:
+    """0 から `peak` まで `warmup` 歩で上げ、cos の半周期で 0 に下げる学習率(歩数は 1 から)。
+
+    Radford+ 2018, 4.1 節の形。
+    """
+    return lambda step: (
+        peak
+        * (
+            step / warmup
+            if step <= warmup
+            else (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+        )
+    )
+
+
 def sft(
     model: nn.Module,
     tokenizer: Tokenizer,

@@ -15,7 +15,6 @@ torchrun で起動すると、1 ステップのバッチ(`--accumulate` 個、�
 import argparse
 import hashlib
 import json
-import math
 import os
 import sys
 import time
@@ -30,16 +29,16 @@ from torch import Tensor, nn
 
 from chapter02.byte_level_bpe import ByteLevelBPE
 from chapter04 import japanese_gpt, text
+from chapter04.finetune import cosine
 from chapter04.gpt import GPT, GPTConfig
 from chapter04.japanese_gpt import END, MODEL, SPECIAL_TOKENS, TOKENIZER, WEIGHTS, JapaneseGPT
 from chapter04.merging import uniform_soup
 from chapter04.pretrain_report import Report
 from shared import checkpoints, parallel, weights
 from shared.archives import DataError, cache_folder
-from shared.attention import MultiHeadAttention
 from shared.checkpoints import CheckpointError
 from shared.device import hardware, keep_memory, prepare, use_threads
-from shared.dropout import use_byte_dropout
+from shared.dropout import use_fast_dropout
 from shared.files import write_atomically
 from shared.run_report import cpu_hours
 from shared.training import Result, train
@@ -84,9 +83,7 @@ def rate(step: int, steps: int, peak: float) -> float:
 
     Radford+ 2018, 4.1 節の形。
     """
-    if step <= WARMUP:
-        return peak * step / WARMUP
-    return peak * (1 + math.cos(math.pi * (step - WARMUP) / max(steps - WARMUP, 1))) / 2
+    return cosine(peak, WARMUP, steps)(step)
 
 
 def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -99,14 +96,6 @@ def build_model(vocab_size: int) -> GPT:
     model = GPT(GPTConfig(vocab_size=vocab_size, **SIZES))
     use_fast_dropout(model)
     return model
-
-
-def use_fast_dropout(model: GPT) -> None:
-    """ドロップアウトを CPU で速いものに替え、遅い、注意の重みのドロップアウトだけは外す。"""
-    use_byte_dropout(model)
-    for module in model.modules():
-        if isinstance(module, MultiHeadAttention):
-            module.dropout = 0.0
 
 
 class Run:
@@ -146,9 +135,10 @@ class Run:
                 result = self._train_stage(number, stage, count, accumulate, documents)
                 assert result.ema is not None
                 self._load(result.ema.state_dict())
+                packed = self._packed()
                 if parallel.rank() == 0:
-                    write_atomically(done, self._packed())
-                self._load(weights.unpack(self._packed()))
+                    write_atomically(done, packed)
+                self._load(weights.unpack(packed))
             elif done.exists():
                 self._load(weights.unpack(done.read_bytes()))
 
@@ -274,13 +264,12 @@ class Run:
         steps: list[int] = []
         devices: list[str] = []
         for number in range(1, len(STAGES) + 1):
-            state = checkpoints.load(self._file(number, "checkpoint.pt"))
             done = self._file(number, "weights.safetensors")
             if done.exists():
                 ends.append(weights.unpack(done.read_bytes()))
                 lines = self._file(number, "log.jsonl").read_text(encoding="utf-8").splitlines()
                 records = [json.loads(line) for line in lines]
-            elif state is not None:
+            elif state := checkpoints.load(self._file(number, "checkpoint.pt")):
                 ends.append({k: v for k, v in state["ema"].items() if k != "output.weight"})
                 records = state["history"]
             else:

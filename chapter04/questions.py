@@ -13,7 +13,7 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,14 +26,14 @@ from chapter04.finetune import (
     ClassifierGPT,
     accuracy,
     classification_loss,
+    cosine,
     freeze,
     warmup_linear,
 )
 from chapter04.gpt import GPT, GPTConfig
-from shared.attention import MultiHeadAttention
 from shared.checks import require_int
 from shared.device import seed_everything
-from shared.dropout import use_byte_dropout
+from shared.dropout import use_fast_dropout
 from shared.training import Result, train
 
 END = "<|endoftext|>"
@@ -142,26 +142,8 @@ def build(seed: int, **changes: float) -> GPT:
     seed_everything(seed)
     sizes = {"vocab_size": VOCAB_SIZE, **SIZES, **changes}
     model = GPT(GPTConfig(norm_first=False, **sizes))  # pyright: ignore[reportArgumentType]
-    use_byte_dropout(model)
-    for module in model.modules():
-        if isinstance(module, MultiHeadAttention):
-            module.dropout = 0.0
+    use_fast_dropout(model)
     return model
-
-
-def cosine(peak: float, warmup: int, steps: int) -> Callable[[int], float]:
-    """0 から `peak` まで `warmup` 歩で上げ、cos の半周期で 0 に下げる学習率(歩数は 1 から)。
-
-    Radford+ 2018, 4.1 節の形。
-    """
-    return lambda step: (
-        peak
-        * (
-            step / warmup
-            if step <= warmup
-            else (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
-        )
-    )
 
 
 def lm_loss(model: GPT, batch: Mapping[str, Tensor]) -> Tensor:
