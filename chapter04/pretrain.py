@@ -1,10 +1,9 @@
 """日本語の GPT の事前学習: `python -m chapter04.pretrain`(`--corpus FILE` で好きな文書から)。
 
-    文書 → 整える・重複を除く・分ける → バイトレベル BPE → 詰めたバッチ → GPT(二段の学習)
-    → 試験(バイトあたりのビット数、種で選んだ文)→ 重みと記録
+    文書 → 整える・重複を除く・分ける → バイトレベル BPE → 詰めたバッチ(ときどき同じ文書を
+    繰り返す)→ GPT → 試験(バイトあたりのビット数、種で選んだ文)→ 重みと記録
 
-二段目は、一段目の移動平均の重みから、隣り合う文書も離して混ぜ、ときどき同じ文書を繰り返し、小さな
-学習率で仕上げる。配るのは、二つの段の終わりの重みの平均(モデルスープ)である。
+配るのは、重みの移動平均である。
 
 途中で止めても(Ctrl-C でも電源でも)、同じ命令をもう一度実行すれば続きから始まる。途中の状態は、
 データのキャッシュに置く。`--finish` は、今ある所までの重みを試験して書き出す。
@@ -18,13 +17,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chapter02.byte_level_bpe import ByteLevelBPE
@@ -32,63 +29,36 @@ from chapter04 import japanese_gpt, text
 from chapter04.finetune import cosine
 from chapter04.gpt import GPT, GPTConfig
 from chapter04.japanese_gpt import END, MODEL, SPECIAL_TOKENS, TOKENIZER, WEIGHTS, JapaneseGPT
-from chapter04.merging import uniform_soup
+from chapter04.loss import next_token_loss
+from chapter04.muon import MuonAdamW
 from chapter04.pretrain_report import Report
 from shared import checkpoints, parallel, weights
 from shared.archives import DataError, cache_folder
 from shared.checkpoints import CheckpointError
-from shared.device import hardware, keep_memory, prepare, use_threads
+from shared.device import autocast_dtype, hardware, keep_memory, prepare, use_threads
 from shared.dropout import use_fast_dropout
-from shared.files import write_atomically
 from shared.run_report import cpu_hours
-from shared.training import Result, train
+from shared.training import train
 
 SIZES = {"d_model": 224, "n_heads": 7, "n_layers": 5, "context": 128, "dropout": 0.1}
 VOCAB_SIZE = 4096
-STEPS = 10_000  # 一段目の歩数
+STEPS = 6_500
 BATCH_SIZE = 64  # 窓の数。トークンは、その context 倍
-WARMUP = 200  # [ステップ]。論文(GPT-1)は 2,000
+REPEAT = 0.1  # 近くの文書をもう一度置く確率(論文にはない。写すことを学ばせる)
+PEAK, WARMUP = 8e-3, 200  # 学習率の頂点と、そこまでのステップ。論文(GPT-1)は 2.5e-4 と 2,000
+WEIGHT_DECAY = 0.25  # 論文は 0.1。文書を 20 周以上もするので強める
 BETAS, CLIP = (0.9, 0.95), 1.0  # Brown+ 2020, 付録 B
-WEIGHT_DECAY = 1.0  # 論文は 0.1。文書を 30 周もするので強める
+EMA = 0.999  # 移動平均の減衰率(論文にはない)
 CHECKPOINT_EVERY = 250  # [ステップ]
 EVALUATE_EVERY = 250  # [ステップ]
 SAMPLES, TEMPERATURE, TOP_P = 30, 0.7, 0.95
 RUNS = Path(__file__).parents[1] / "docs" / "runs"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """学習の一段。
-
-    Attributes:
-        block: 隣り合ったまま混ぜる文書の数。
-        repeat: 文書を置くたびに、近くの文書をもう一度置く確率。
-        peak: 学習率の頂点(論文は 117M のモデルで 2.5e-4)。
-        ema: 移動平均の減衰率(論文にはない)。
-        share: 一段目の歩数に対する、歩数の割合。
-    """
-
-    block: int
-    repeat: float
-    peak: float
-    ema: float
-    share: float
-
-
-STAGES = (Stage(8, 0.0, 2e-3, 0.999, share=1), Stage(1, 0.25, 1e-3, 0.998, share=0.35))
-
-
-def rate(step: int, steps: int, peak: float) -> float:
-    """学習率: `WARMUP` ステップで 0 から `peak` まで上げ、cos の半周期で 0 まで下げる。
-
-    Radford+ 2018, 4.1 節の形。
-    """
-    return cosine(peak, WARMUP, steps)(step)
-
-
 def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """次のトークンの負の対数確率の平均 [nat/トークン](Radford+ 2018, 式 (1))。"""
-    return F.cross_entropy(model(batch["inputs"]).flatten(0, 1), batch["targets"].flatten())
+    assert isinstance(model, GPT)
+    return next_token_loss(model, batch["inputs"], batch["targets"])
 
 
 def build_model(vocab_size: int) -> GPT:
@@ -123,54 +93,18 @@ class Run:
             ByteLevelBPE.train(self.parts["train"], VOCAB_SIZE, SPECIAL_TOKENS).save(path)
         return ByteLevelBPE.load(path)
 
+    @property
+    def checkpoint(self) -> Path:
+        """途中の状態のファイル。"""
+        return self.folder / "checkpoint.pt"
+
     def train(self, steps: int, accumulate: int = 1) -> None:
-        """一段目を `steps` ステップ、続いて二段目を学習する(途中の状態があれば、そこから)。
-
-        終えた段の移動平均の重みは、配る精度のファイルに残し、次の段の初めの重みとする。
-        """
-        documents = self.tokenizer.encode_batch(self.parts["train"])
-        for number, stage in enumerate(STAGES, 1):
-            done, count = self._file(number, "weights.safetensors"), int(steps * stage.share)
-            if not done.exists() and count > 0:
-                result = self._train_stage(number, stage, count, accumulate, documents)
-                assert result.ema is not None
-                self._load(result.ema.state_dict())
-                packed = self._packed()
-                if parallel.rank() == 0:
-                    write_atomically(done, packed)
-                self._load(weights.unpack(packed))
-            elif done.exists():
-                self._load(weights.unpack(done.read_bytes()))
-
-    def _file(self, number: int, name: str) -> Path:
-        """`number` 段目のファイル。"""
-        return self.folder / f"stage_{number}_{name}"
-
-    def _packed(self) -> bytes:
-        return weights.pack(self.model, leave_out=["output.weight"])
-
-    def _load(self, state: Mapping[str, Tensor]) -> None:
-        self.model.load_state_dict(state, strict=False)  # output.weight は埋め込みと同じもの
-
-    def _train_stage(
-        self,
-        number: int,
-        stage: Stage,
-        steps: int,
-        accumulate: int,
-        documents: Sequence[Sequence[int]],
-    ) -> Result:
-        write_atomically(self._file(number, "device.txt"), hardware(self.device))
+        """`steps` ステップまで学習する(途中の状態があれば、そこから)。"""
         end = self.tokenizer.special_tokens[END]
         generator = torch.Generator().manual_seed(self.seed)
+        documents = self.tokenizer.encode_batch(self.parts["train"])
         batches = text.PackedBatches(
-            documents,
-            end,
-            SIZES["context"],
-            BATCH_SIZE,
-            generator,
-            block=stage.block,
-            repeat=stage.repeat,
+            documents, end, SIZES["context"], BATCH_SIZE, generator, repeat=REPEAT
         )
         before = time.process_time()
 
@@ -182,31 +116,23 @@ class Run:
             spent, before = now - before, now  # 前のステップの分(評価も含む)
             return loss(model, batch), {"cpu_seconds": spent}
 
-        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
-        others = [p for p in self.model.parameters() if p.dim() < 2]  # 定数項と層正規化
-        return train(
+        train(
             self.model,
             batches,
             measured,
             steps=steps,
-            optimizer=torch.optim.AdamW(
-                [
-                    {"params": matrices, "weight_decay": WEIGHT_DECAY},
-                    {"params": others, "weight_decay": 0.0},
-                ],
-                betas=BETAS,
-                fused=self.device.type != "mps",
-            ),
-            rate=lambda step: rate(step, steps, stage.peak),
+            optimizer=MuonAdamW(self.model, self.model.layers, PEAK, WEIGHT_DECAY, BETAS),
+            rate=cosine(PEAK, WARMUP, steps),
             clip=CLIP,
+            autocast=autocast_dtype(self.device),
             accumulate=accumulate,
-            ema=stage.ema,
+            ema=EMA,
             evaluate=lambda model: {"validation_bits": self.bits_per_byte(model, "validation")},
             evaluate_every=EVALUATE_EVERY,
-            checkpoint=self._file(number, "checkpoint.pt"),
+            checkpoint=self.checkpoint,
             checkpoint_every=CHECKPOINT_EVERY,
             generators=(generator,),
-            log=self._file(number, "log.jsonl"),
+            log=self.folder / "log.jsonl",
         )
 
     def bits_per_byte(self, model: nn.Module, part: str) -> float:
@@ -215,14 +141,18 @@ class Run:
         return JapaneseGPT(model, self.tokenizer).bits_per_byte(self.parts[part])
 
     def finish(self, folder: Path = WEIGHTS, runs: Path = RUNS) -> dict[str, float]:
-        """二つの段の重みの平均(なければ、今ある所までの重み)を試験し、重み・トークナイザー・manifest・記録を書き出す。
+        """今の移動平均の重みを試験し、重み・トークナイザー・manifest・記録を書き出す。
 
         Raises:
             FileNotFoundError: まだ一度も途中の状態を残していないとき。
         """
-        history, steps, devices = self._restore()
-        packed = self._packed()
-        self._load(weights.unpack(packed))  # 書き出す精度で試験する
+        state = checkpoints.load(self.checkpoint)
+        if state is None:
+            raise FileNotFoundError("学習の途中の状態がありません。先に学習してください")
+        history = state["history"]
+        self.model.load_state_dict(state["ema"])
+        packed = weights.pack(self.model, leave_out=["output.weight"])  # 埋め込みと同じもの
+        self.model.load_state_dict(weights.unpack(packed), strict=False)  # 書き出す精度で試験する
         gpt = JapaneseGPT(self.model, self.tokenizer)
         metrics = {
             "test_bits_per_byte": gpt.bits_per_byte(self.parts["test"]),
@@ -234,9 +164,9 @@ class Run:
         common = {"command": self.command, "data_sha256": self.sha256, "seed": self.seed}
         facts = {
             **common,
-            "steps": steps,
+            "steps": len(history),
             "tokens": len(history) * BATCH_SIZE * SIZES["context"],
-            "devices": devices,
+            "device": hardware(self.device),
             "cpu_hours": round(cpu_hours(history), 3),
             "config": asdict(self.model.config),
             "metrics": {key: round(value, 4) for key, value in metrics.items()},
@@ -246,9 +176,9 @@ class Run:
         weights.store(folder, TOKENIZER, path.read_bytes(), common)
         settings = {
             "vocab_size": VOCAB_SIZE, "batch_size": BATCH_SIZE,
-            "stages": [asdict(stage) for stage in STAGES],
-            "warmup": WARMUP, "betas": BETAS, "weight_decay": WEIGHT_DECAY,
-            "clip": CLIP, "temperature": TEMPERATURE, "top_p": TOP_P,
+            "repeat": REPEAT, "peak": PEAK, "warmup": WARMUP, "betas": BETAS,
+            "weight_decay": WEIGHT_DECAY, "clip": CLIP, "ema": EMA,
+            "temperature": TEMPERATURE, "top_p": TOP_P,
             "data_sha256": self.sha256,
         }  # fmt: skip
         counts = {name: len(part) for name, part in self.parts.items()}
@@ -256,32 +186,6 @@ class Run:
             self.command, self.seed, {**SIZES, **settings}, counts, facts, history, samples
         ).write(runs)
         return metrics
-
-    def _restore(self) -> tuple[list[dict[str, Any]], list[int], list[str]]:
-        """今ある段の終わりの重みの平均を読み、全部の段の (記録, 段ごとの歩数, 機器) を返す。"""
-        ends: list[Mapping[str, Tensor]] = []
-        history: list[dict[str, Any]] = []
-        steps: list[int] = []
-        devices: list[str] = []
-        for number in range(1, len(STAGES) + 1):
-            done = self._file(number, "weights.safetensors")
-            if done.exists():
-                ends.append(weights.unpack(done.read_bytes()))
-                lines = self._file(number, "log.jsonl").read_text(encoding="utf-8").splitlines()
-                records = [json.loads(line) for line in lines]
-            elif state := checkpoints.load(self._file(number, "checkpoint.pt")):
-                ends.append({k: v for k, v in state["ema"].items() if k != "output.weight"})
-                records = state["history"]
-            else:
-                break
-            devices.append(self._file(number, "device.txt").read_text(encoding="utf-8"))
-            before = len(history)
-            history += [{**record, "step": before + record["step"]} for record in records]
-            steps.append(len(records))
-        if not history:
-            raise FileNotFoundError("学習の途中の状態がありません。先に学習してください")
-        self._load(uniform_soup(ends))
-        return history, steps, devices
 
     @property
     def command(self) -> str:

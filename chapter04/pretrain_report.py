@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +46,12 @@ class Report:
             OSError: 書き込めないとき。
         """
         folder.mkdir(parents=True, exist_ok=True)
-        draw_curves(self.history, self.facts["steps"], folder / f"{NAME}.svg")
+        draw_curves(self.history, folder / f"{NAME}.svg")
         return write_atomically(folder / f"{NAME}.md", self.markdown())
 
     def markdown(self) -> str:
         """記録の本文。"""
         counts = "、".join(f"{label} {self.documents[x]:,}" for x, label in PARTS.items())
-        steps = " + ".join(f"{n:,}" for n in self.facts["steps"])
         bits = self.facts["metrics"]["test_bits_per_byte"]
         samples = table(
             ("番号", "文"), [(str(i), sample) for i, sample in enumerate(self.samples, 1)]
@@ -66,8 +64,8 @@ class Report:
 
     {self.command} --seed {self.seed}
 
-- 歩み: {steps} ステップ、{self.facts["tokens"]:,} トークン
-- 機器(一段目、二段目): {"、".join(self.facts["devices"])}
+- 歩み: {self.facts["steps"]:,} ステップ、{self.facts["tokens"]:,} トークン
+- 機器: {self.facts["device"]}
 - 時間: CPU 時間で {self.facts["cpu_hours"]:.2f} 時間(途中の評価も含み、終わりの試験は含みません)
 - 文書(重複を除いた数): {counts}
 - 乱数の種: {self.seed}(一つだけ。種を替えたときの散らばりは測っていません)
@@ -80,8 +78,7 @@ class Report:
 ![左は学習の損失、右は検証の文書での 1 バイトあたりのビット数。横軸はステップ]({NAME}.svg)
 
 学習の損失はドロップアウトの掛かった値で、その時の重みによります。検証の値はドロップアウトを掛けず、
-重みの移動平均で測っています。縦の線から右が二段目です。配る重みは、一段目と二段目の終わりの移動平均の
-平均で、上の成績はその重みのものです。
+重みの移動平均で測っています。配る重みもこの移動平均で、上の成績はその重みのものです。
 
 ## 書いた文 {len(self.samples)} 文
 
@@ -98,11 +95,8 @@ class Report:
 """
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], steps: Sequence[int], path: Path) -> None:
-    """学習の損失(100 ステップずつの平均)と、検証の 1 バイトあたりのビット数を SVG で書く。
-
-    `steps` は段ごとの歩数で、段の変わり目に縦の線を引く。
-    """
+def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """学習の損失(100 ステップずつの平均)と、検証の 1 バイトあたりのビット数を SVG で書く。"""
     found = [record for record in history if "validation_bits" in record]
     with mpl.rc_context():
         plotting.setup()
@@ -116,6 +110,4 @@ def draw_curves(history: Sequence[Mapping[str, Any]], steps: Sequence[int], path
             color=plotting.GREEN,
         )
         right.set(title="検証", xlabel="ステップ", ylabel="負の対数確率 [bit/byte]")
-        for axes, edge in product((left, right), list(accumulate(steps))[:-1]):
-            axes.axvline(edge, color=plotting.GREY, ls=":")
         plotting.save_svg(figure, path)

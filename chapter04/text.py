@@ -110,12 +110,11 @@ def windows(ids: Sequence[int] | Tensor, context: int, stride: int) -> tuple[Ten
 
 
 class PackedBatches:
-    """文書を詰めたバッチの列。1 周ごとに、隣り合う `block` 個の文書を一組として、組の順を混ぜ直す。
+    """文書を詰めたバッチの列。1 周ごとに、文書の順を混ぜ直す。
 
     混ぜた文書を「区切り 文書 区切り 文書 …」とつなぎ、`context` 個ずつの窓に切る。文書の途中で
-    切れたら、続きは次の窓のはじめに来る。余りは使わない。隣り合う文書に同じ言い回しがあれば(Tatoeba
-    にはよくある)、組のまま見せることで、前に出た言い回しを写すことも学べる。`repeat` を渡すと、一つ
-    置くたびにその確率で、終わりの `REACH` 個の文書の一つをもう一度置き、写すことを直に学ばせる。
+    切れたら、続きは次の窓のはじめに来る。余りは使わない。`repeat` を渡すと、一つ置くたびに
+    その確率で、終わりの `REACH` 個の文書の一つをもう一度置き、写すことを学ばせる。
 
     Attributes:
         tokens: つないだ列の長さ [トークン]。
@@ -129,7 +128,6 @@ class PackedBatches:
         batch_size: int,
         generator: torch.Generator,
         *,
-        block: int = 1,
         repeat: float = 0.0,
     ) -> None:
         """引数は、文書の id、区切り、窓の長さ、バッチの窓の数、順を混ぜる乱数、あとは上のとおり。
@@ -140,7 +138,6 @@ class PackedBatches:
         self.separator = require_int(separator, "separator", minimum=0)
         self.context = require_int(context, "context", minimum=1)
         self.batch_size = require_int(batch_size, "batch_size", minimum=1)
-        self.block = require_int(block, "block", minimum=1)
         self.repeat = require_rate(repeat, "repeat")
         self.documents = [torch.tensor([separator, *ids]) for ids in documents]
         self.tokens = sum(map(len, self.documents))
@@ -155,9 +152,7 @@ class PackedBatches:
         return (self.tokens - 1) // (self.context * self.batch_size)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        blocks = torch.arange(len(self.documents)).split(self.block)
-        order = torch.randperm(len(blocks), generator=self.generator).tolist()
-        numbers = [i for b in order for i in blocks[b].tolist()]
+        numbers = torch.randperm(len(self.documents), generator=self.generator).tolist()
         if self.repeat:
             numbers = self._repeated(numbers)
         stream = torch.cat([self.documents[i] for i in numbers])

@@ -126,8 +126,9 @@ def _default_threads() -> int:
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """torch.autocast に渡す型。低い精度が速くならない機器では None(float32 のまま使う)。
 
-    CUDA と CPU は、bfloat16 の演算命令を備えるときだけ bfloat16 とする。bfloat16 の指数部は
-    float32 と同じ 8 bit なので、勾配に倍率をかけて下位あふれを避ける工夫が要らない。その工夫が要る
+    CUDA は bfloat16 の演算命令を、CPU は bfloat16 の行列演算器(AMX)を備えるときだけ bfloat16 と
+    する(AMX のない CPU では float32 のほうが速い。docs/benchmarks.md)。bfloat16 の指数部は float32
+    と同じ 8 bit なので、勾配に倍率をかけて下位あふれを避ける工夫が要らない。その工夫が要る
     float16 は使わないので、float16 しか速くない古い CUDA と、MPS では None とする。
 
     Raises:
@@ -144,5 +145,5 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     else:
         # 命令の一覧を返す関数は、古い版の torch にはない。
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-        native = device.type == "cpu" and bool(capabilities.get("avx512_bf16"))
+        native = device.type == "cpu" and bool(capabilities.get("amx_bf16"))
     return torch.bfloat16 if native else None

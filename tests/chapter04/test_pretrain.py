@@ -12,14 +12,14 @@ import torch
 
 from chapter04 import japanese_gpt, pretrain, text
 from chapter04.japanese_gpt import MODEL
-from chapter04.pretrain import Run, main, rate
+from chapter04.pretrain import Run, loss, main
 from chapter04.pretrain_report import NAME
-from shared import checkpoints, weights
+from shared import checkpoints
 from shared.attention import MultiHeadAttention
 from shared.dropout import ByteDropout
 
 ROOT = Path(__file__).parents[2]
-LOG = "stage_1_log.jsonl"
+LOG = "log.jsonl"
 SMALL = {
     "SIZES": {"d_model": 16, "n_heads": 2, "n_layers": 1, "context": 16, "dropout": 0.1},
     "VOCAB_SIZE": 270,
@@ -50,16 +50,6 @@ def corpus(tmp_path, monkeypatch):
     return path
 
 
-def test_rate_by_hand():
-    """頂点まで直線、そこから cos の半周期で 0 まで。"""
-    peak, warmup = 2e-3, pretrain.WARMUP
-    assert rate(1, 1000, peak) == pytest.approx(peak / warmup)
-    assert rate(warmup, 1000, peak) == peak
-    assert rate((1000 + warmup) // 2, 1000, peak) == pytest.approx(peak / 2)
-    assert rate(1000, 1000, peak) == pytest.approx(0, abs=1e-12)
-    assert rate(warmup + 1, 1000, peak) < peak
-
-
 def test_model_drops_bytes_but_no_attention_weights():
     """ドロップアウトはすべて ByteDropout、注意の重みには掛けない。初期値の損失は log V に近い。"""
     torch.manual_seed(0)
@@ -84,13 +74,13 @@ def test_interrupted_run_equals_an_unbroken_one(corpus, tmp_path, monkeypatch, c
     part = Run(corpus, 0, tmp_path / "b")
     calls = []
 
-    def stop_at_five(step, steps, peak):
-        calls.append(step)
-        if step == 5 and calls.count(5) == 1:
+    def stop_at_five(model, batch):
+        calls.append(1)
+        if len(calls) == 5:
             raise KeyboardInterrupt
-        return rate(step, steps, peak)
+        return loss(model, batch)
 
-    monkeypatch.setattr(pretrain, "rate", stop_at_five)
+    monkeypatch.setattr(pretrain, "loss", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
         part.train(7)
     again = Run(corpus, 0, tmp_path / "b")
@@ -105,43 +95,45 @@ def test_interrupted_run_equals_an_unbroken_one(corpus, tmp_path, monkeypatch, c
     assert len(logs[0]) == 7
 
 
-def test_second_stage_starts_from_the_stored_average(corpus, tmp_path, monkeypatch):
-    """二段目は、一段目の移動平均(配る精度)から、文書を一つずつ混ぜて始まる。止めても続きから。"""
-    starts, blocks = [], []
+def test_recipe(corpus, tmp_path, monkeypatch):
+    """行列は Muon が動かし、文書は REPEAT の確率で繰り返し、学習率は頂点まで上げて 0 に下げる。"""
+    seen = {}
     real_train, real_batches = pretrain.train, text.PackedBatches
 
-    def train(model, *arguments, **options):
-        starts.append({k: v.clone() for k, v in model.state_dict().items()})
-        return real_train(model, *arguments, **options)
+    def train(model, batches, measured, **options):
+        seen.update(options)
+        return real_train(model, batches, measured, **options)
 
-    def batches(*arguments, block, repeat):
-        blocks.append((block, repeat))
-        return real_batches(*arguments, block=block, repeat=repeat)
+    def batches(*arguments, repeat):
+        seen["repeat"] = repeat
+        return real_batches(*arguments, repeat=repeat)
 
     monkeypatch.setattr(pretrain, "train", train)
     monkeypatch.setattr(pretrain.text, "PackedBatches", batches)
     run = Run(corpus, 0, tmp_path)
-    run.train(30)
-    assert blocks == [(8, 0.0), (1, 0.25)]
-    first = weights.unpack((tmp_path / "stage_1_weights.safetensors").read_bytes())
-    state = checkpoints.load(tmp_path / "stage_1_checkpoint.pt")
-    assert state is not None
-    for name, value in first.items():
-        assert torch.equal(starts[1][name], value), name
-        assert torch.equal(state["ema"][name].to(torch.bfloat16).float(), value), name
-    last = weights.unpack((tmp_path / "stage_2_weights.safetensors").read_bytes())
-    assert any(not torch.equal(last[name], first[name]) for name in last)
-    assert all(torch.equal(run.model.state_dict()[name], last[name]) for name in last)
+    run.train(6)
+    muon, *others = seen["optimizer"].param_groups
+    layers = {id(p) for p in run.model.layers.parameters()}
+    assert {id(p) for p in muon["params"]} == {
+        id(p) for p in run.model.parameters() if p.dim() == 2 and id(p) in layers
+    }
+    assert [group["weight_decay"] for group in (muon, *others)] == [pretrain.WEIGHT_DECAY] * 2 + [0]
+    assert seen["repeat"] == pretrain.REPEAT > 0
+    rates = [seen["rate"](step) for step in (1, 2, 6)]
+    assert rates == pytest.approx([pretrain.PEAK / 2, pretrain.PEAK, 0], abs=1e-12)
+
+
+def test_finish_stores_the_moving_average(corpus, tmp_path):
+    """書き出すのは、移動平均の重み(bfloat16)。"""
+    run = Run(corpus, 0, tmp_path)
+    run.train(6)
     run.finish(tmp_path / "out", tmp_path / "out")
-    facts = tomllib.loads((tmp_path / "out" / "manifest.toml").read_text(encoding="utf-8"))[MODEL]
-    assert (facts["steps"], facts["devices"]) == ([30, 10], ["CPU", "CPU"])
-    soup = japanese_gpt.load(tmp_path / "out").model.state_dict()
-    for name, value in first.items():  # 配る重みは、二つの段の終わりの平均
-        assert torch.equal(soup[name], ((value + last[name]) / 2).to(torch.bfloat16).float()), name
-    again = Run(corpus, 0, tmp_path)
-    again.train(30)  # もう学習は終わっている
-    assert len(starts) == 2
-    assert all(torch.equal(again.model.state_dict()[name], last[name]) for name in last)
+    state = checkpoints.load(run.checkpoint)
+    assert state is not None
+    stored = japanese_gpt.load(tmp_path / "out").model.state_dict()
+    for name, value in state["ema"].items():
+        assert torch.equal(stored[name], value.to(torch.bfloat16).float()), name
+    assert any(not torch.equal(state["ema"][name], state["model"][name]) for name in stored)
 
 
 def test_command_writes_weights_and_report(corpus, tmp_path, capsys):
@@ -151,8 +143,8 @@ def test_command_writes_weights_and_report(corpus, tmp_path, capsys):
     metrics = json.loads(capsys.readouterr().out)
     manifest = tomllib.loads((tmp_path / "out" / "manifest.toml").read_text(encoding="utf-8"))
     facts = manifest[MODEL]
-    assert facts["steps"] == [6, 2]
-    assert facts["tokens"] == 8 * 4 * 16
+    assert (facts["steps"], facts["device"]) == (6, "CPU")
+    assert facts["tokens"] == 6 * 4 * 16
     assert facts["command"] == "python -m chapter04.pretrain --corpus corpus.txt"
     gpt = japanese_gpt.load(tmp_path / "out")
     run = Run(corpus, 0)
@@ -188,6 +180,7 @@ def test_torchrun_equals_one_process(corpus, tmp_path):
         "import sys\nfrom chapter04 import japanese_gpt, pretrain\n"
         f"for name, value in {SMALL!r}.items():\n    setattr(pretrain, name, value)\n"
         "pretrain.SIZES['dropout'] = 0.0\n"
+        "pretrain.autocast_dtype = lambda device: None\n"
         "complete = japanese_gpt.JapaneseGPT.complete\n"
         "japanese_gpt.JapaneseGPT.complete = (\n"
         "    lambda self, **o: complete(self, **{**o, 'max_new_tokens': 8})\n)\n"

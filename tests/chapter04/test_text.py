@@ -1,6 +1,5 @@
 """chapter04.text の検査: 整え方、文書の区切り、重複、分割、窓、詰めたバッチ。"""
 
-import itertools
 from collections import Counter
 
 import pytest
@@ -126,19 +125,6 @@ def test_each_epoch_is_shuffled_anew_and_reproducibly():
     first, second = ([b["inputs"].tolist() for b in one] for _ in range(2))
     assert first != second
     assert [[b["inputs"].tolist() for b in other] for _ in range(2)] == [first, second]
-
-
-def test_blocks_keep_their_neighbours():
-    """一組の中の順は変わらず、組の順だけが混ざる。端数も一組になる。"""
-    documents = [[i] for i in range(1, 12)]
-    batches = PackedBatches(documents, 0, 3, 1, torch.Generator().manual_seed(0), block=4)
-    seen = [i for batch in batches for i in batch["inputs"].flatten().tolist() if i]
-    starts = [i for i in seen if i in (1, 5, 9)]
-    assert starts != sorted(starts)
-    neighbours = [(a, b) for a, b in itertools.pairwise(seen) if b != a + 1]
-    assert all(a in (4, 8, 11) and b in (1, 5, 9) for a, b in neighbours)
-    with pytest.raises(ValueError, match="block"):
-        PackedBatches(documents, 0, 3, 1, torch.Generator(), block=0)
 
 
 def test_repeated_documents_come_soon_again():

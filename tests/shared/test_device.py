@@ -154,7 +154,7 @@ def test_bfloat16_only_where_it_is_fast(monkeypatch: pytest.MonkeyPatch, native:
         return native
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", on_cuda)
-    capabilities = {"avx512_bf16": native, "avx2": True}
+    capabilities = {"amx_bf16": native, "avx512_bf16": True}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     expected = torch.bfloat16 if native else None
     assert autocast_dtype(torch.device("cuda")) is expected
