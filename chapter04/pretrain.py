@@ -17,9 +17,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from chapter04.pretrain_report import Report
 from shared import checkpoints, parallel, weights
 from shared.archives import DataError, cache_folder
 from shared.checkpoints import CheckpointError
+from shared.checks import require_int
 from shared.device import autocast_dtype, hardware, keep_memory, prepare, use_threads
 from shared.dropout import use_fast_dropout
 from shared.run_report import cpu_hours
@@ -42,7 +44,7 @@ from shared.training import train
 
 SIZES = {"d_model": 224, "n_heads": 7, "n_layers": 5, "context": 128, "dropout": 0.1}
 VOCAB_SIZE = 4096
-STEPS = 6_500
+STEPS = 8_000
 BATCH_SIZE = 64  # 窓の数。トークンは、その context 倍
 REPEAT = 0.1  # 近くの文書をもう一度置く確率(論文にはない。写すことを学ばせる)
 PEAK, WARMUP = 8e-3, 200  # 学習率の頂点と、そこまでのステップ。論文(GPT-1)は 2.5e-4 と 2,000
@@ -61,6 +63,16 @@ def loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return next_token_loss(model, batch["inputs"], batch["targets"])
 
 
+def other_schedule(history: Sequence[Mapping[str, Any]]) -> int:
+    """学習率が、`history` の長さの予定と違う、最後のステップ(すべて予定のとおりなら 0)。
+
+    途中で `--steps` を変えたか、終わる前に書き出したことを、記録に残すために使う。
+    """
+    planned = cosine(PEAK, WARMUP, len(history))
+    steps = [r["step"] for r in history if abs(r["rate"] - planned(r["step"])) > 1e-6 * PEAK]
+    return max(steps, default=0)
+
+
 def build_model(vocab_size: int) -> GPT:
     """重みが初期値のままのモデル。"""
     model = GPT(GPTConfig(vocab_size=vocab_size, **SIZES))
@@ -77,6 +89,11 @@ class Run:
         self.corpus, self.seed = corpus, seed
         self.device = prepare(seed)
         self.parts = text.split(text.deduplicate(text.documents(corpus)))
+        if empty := [name for name, part in self.parts.items() if not part]:
+            raise DataError(
+                f"コーパス {corpus} の文書が {sum(map(len, self.parts.values()))} 個しかなく、"
+                f"{'・'.join(empty)} に回るものがありません。数百個より多くしてください"
+            )
         self.sha256 = hashlib.sha256(
             json.dumps(self.parts, ensure_ascii=False).encode()
         ).hexdigest()
@@ -149,7 +166,7 @@ class Run:
         state = checkpoints.load(self.checkpoint)
         if state is None:
             raise FileNotFoundError("学習の途中の状態がありません。先に学習してください")
-        history = state["history"]
+        history, accumulate = state["history"], state["settings"]["accumulate"]
         self.model.load_state_dict(state["ema"])
         packed = weights.pack(self.model, leave_out=["output.weight"])  # 埋め込みと同じもの
         self.model.load_state_dict(weights.unpack(packed), strict=False)  # 書き出す精度で試験する
@@ -161,11 +178,16 @@ class Run:
         samples = gpt.complete(
             n=SAMPLES, max_new_tokens=60, temperature=TEMPERATURE, top_p=TOP_P, seed=self.seed
         )
-        common = {"command": self.command, "data_sha256": self.sha256, "seed": self.seed}
+        command = f"{japanese_gpt.COMMAND} --steps {len(history)} --seed {self.seed}"
+        command += f" --accumulate {accumulate}" if accumulate > 1 else ""
+        if self.corpus:
+            command += f" --corpus {self.corpus.name} --output {folder.name}"
+        common = {"command": command, "data_sha256": self.sha256, "seed": self.seed}
         facts = {
             **common,
             "steps": len(history),
-            "tokens": len(history) * BATCH_SIZE * SIZES["context"],
+            "other_schedule": other_schedule(history),
+            "tokens": len(history) * accumulate * BATCH_SIZE * SIZES["context"],
             "device": hardware(self.device),
             "cpu_hours": round(cpu_hours(history), 3),
             "config": asdict(self.model.config),
@@ -182,15 +204,8 @@ class Run:
             "data_sha256": self.sha256,
         }  # fmt: skip
         counts = {name: len(part) for name, part in self.parts.items()}
-        Report(
-            self.command, self.seed, {**SIZES, **settings}, counts, facts, history, samples
-        ).write(runs)
+        Report({**SIZES, **settings}, counts, facts, history, samples).write(runs)
         return metrics
-
-    @property
-    def command(self) -> str:
-        """この学習の命令。"""
-        return japanese_gpt.COMMAND + (f" --corpus {self.corpus.name}" if self.corpus else "")
 
 
 def main(arguments: list[str]) -> int:
@@ -210,6 +225,10 @@ def main(arguments: list[str]) -> int:
         parser.error("--corpus には --output も渡してください(配ってある重みを上書きしないため)")
     keep_memory()
     try:
+        for name in ("steps", "threads", "accumulate"):
+            require_int(getattr(options, name), f"--{name}", minimum=1)
+        if options.output is not None:
+            options.output.mkdir(parents=True, exist_ok=True)
         run = Run(options.corpus, options.seed)
         use_threads(options.threads)
         if not options.finish:
@@ -226,7 +245,10 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    except (CheckpointError, DataError, FileNotFoundError, ValueError) as error:
+    except FileExistsError:
+        print(f"--output にはフォルダーを渡してください: {options.output}", file=sys.stderr)
+        return 1
+    except (CheckpointError, DataError, FloatingPointError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(metrics, ensure_ascii=False, indent=2))

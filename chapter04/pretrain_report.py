@@ -22,8 +22,6 @@ class Report:
     """一度の学習の記録。
 
     Attributes:
-        command: 実行した命令。
-        seed: 乱数の種。
         settings: 学習の設定 {名前: 値}。
         documents: 文書の数 {"train" など: 数}。
         facts: manifest.toml に記した素性。
@@ -31,8 +29,6 @@ class Report:
         samples: 種で選んだ文。
     """
 
-    command: str
-    seed: int
     settings: Mapping[str, Any]
     documents: Mapping[str, int]
     facts: Mapping[str, Any]
@@ -53,6 +49,12 @@ class Report:
         """記録の本文。"""
         counts = "、".join(f"{label} {self.documents[x]:,}" for x, label in PARTS.items())
         bits = self.facts["metrics"]["test_bits_per_byte"]
+        last = self.facts["other_schedule"]
+        other = (
+            f"- はじめの {last:,} ステップの学習率は、別の歩数(`--steps`)の予定によるもの\n"
+            if last
+            else ""
+        )
         samples = table(
             ("番号", "文"), [(str(i), sample) for i, sample in enumerate(self.samples, 1)]
         )
@@ -62,13 +64,13 @@ class Report:
 
 この記録は、次の命令が学習の終わりに書き出したものです。
 
-    {self.command} --seed {self.seed}
+    {self.facts["command"]}
 
 - 歩み: {self.facts["steps"]:,} ステップ、{self.facts["tokens"]:,} トークン
-- 機器: {self.facts["device"]}
+{other}- 機器: {self.facts["device"]}
 - 時間: CPU 時間で {self.facts["cpu_hours"]:.2f} 時間(途中の評価も含み、終わりの試験は含みません)
 - 文書(重複を除いた数): {counts}
-- 乱数の種: {self.seed}(一つだけ。種を替えたときの散らばりは測っていません)
+- 乱数の種: {self.facts["seed"]}(一つだけ。種を替えたときの散らばりは測っていません)
 - 試験の文書での負の対数確率: **{bits:.4f} bit/byte**(文書の終わりの区切りも当てます)
 
 試験の文書は、学習と検証のどの文書とも、大文字と小文字・記号・空白を除いて違うものです。
@@ -83,7 +85,7 @@ class Report:
 ## 書いた文 {len(self.samples)} 文
 
 書き出しを与えず、温度 {self.settings["temperature"]}、top-p {self.settings["top_p"]}、種 \
-{self.seed} で書かせたままの並びです。良いものを選び出してはいません。
+{self.facts["seed"]} で書かせたままの並びです。良いものを選び出してはいません。
 
 {samples}
 

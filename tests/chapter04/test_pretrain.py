@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from chapter04 import japanese_gpt, pretrain, text
+from chapter04.finetune import cosine
 from chapter04.japanese_gpt import MODEL
 from chapter04.pretrain import Run, loss, main
 from chapter04.pretrain_report import NAME
@@ -123,6 +124,20 @@ def test_recipe(corpus, tmp_path, monkeypatch):
     assert rates == pytest.approx([pretrain.PEAK / 2, pretrain.PEAK, 0], abs=1e-12)
 
 
+def test_a_changed_number_of_steps_is_recorded(corpus, tmp_path):
+    """途中で歩数を延ばせば、どこまでが前の予定かを、manifest と記録に残す。"""
+    run = Run(corpus, 0, tmp_path)
+    run.train(6)
+    run.train(9)
+    run.finish(tmp_path / "out", tmp_path / "out")
+    facts = tomllib.loads((tmp_path / "out" / "manifest.toml").read_text(encoding="utf-8"))[MODEL]
+    assert (facts["steps"], facts["other_schedule"]) == (9, 6)
+    report = (tmp_path / "out" / f"{NAME}.md").read_text(encoding="utf-8")
+    assert "はじめの 6 ステップの学習率は" in report
+    whole = [{"step": s, "rate": cosine(pretrain.PEAK, 2, 9)(s)} for s in range(1, 10)]
+    assert pretrain.other_schedule(whole) == 0
+
+
 def test_finish_stores_the_moving_average(corpus, tmp_path):
     """書き出すのは、移動平均の重み(bfloat16)。"""
     run = Run(corpus, 0, tmp_path)
@@ -145,7 +160,8 @@ def test_command_writes_weights_and_report(corpus, tmp_path, capsys):
     facts = manifest[MODEL]
     assert (facts["steps"], facts["device"]) == (6, "CPU")
     assert facts["tokens"] == 6 * 4 * 16
-    assert facts["command"] == "python -m chapter04.pretrain --corpus corpus.txt"
+    command = "python -m chapter04.pretrain --steps 6 --seed 0 --corpus corpus.txt --output out"
+    assert facts["command"] == command
     gpt = japanese_gpt.load(tmp_path / "out")
     run = Run(corpus, 0)
     bits = gpt.bits_per_byte(run.parts["test"])
@@ -158,6 +174,17 @@ def test_command_writes_weights_and_report(corpus, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == metrics
 
 
+def test_tokens_count_every_accumulated_batch(corpus, tmp_path):
+    """一歩に使ったバッチの数だけ、トークンも数え、命令にも書く。"""
+    run = Run(corpus, 0, tmp_path)
+    run.train(2, accumulate=3)
+    run.finish(tmp_path / "out", tmp_path / "out")
+    facts = tomllib.loads((tmp_path / "out" / "manifest.toml").read_text(encoding="utf-8"))[MODEL]
+    assert facts["tokens"] == 2 * 3 * 4 * 16
+    assert "--accumulate 3" in facts["command"]
+    assert facts["command"] in (tmp_path / "out" / f"{NAME}.md").read_text(encoding="utf-8")
+
+
 def test_bad_arguments_are_refused(corpus, tmp_path, capsys):
     """ないコーパス、上書きになる命令、学習前の --finish、短すぎる文書を断る。"""
     assert main(["--corpus", str(tmp_path / "none"), "--output", str(tmp_path)]) == 1
@@ -167,9 +194,16 @@ def test_bad_arguments_are_refused(corpus, tmp_path, capsys):
     assert "--output" in capsys.readouterr().err
     assert main(["--corpus", str(corpus), "--output", str(tmp_path / "o"), "--finish"]) == 1
     assert "先に学習してください" in capsys.readouterr().err
+    good = ["--corpus", str(corpus), "--output", str(tmp_path / "o")]
     (tmp_path / "short.txt").write_text("短い", encoding="utf-8")
     assert main(["--corpus", str(tmp_path / "short.txt"), "--output", str(tmp_path / "o")]) == 1
-    assert "文書が足りず" in capsys.readouterr().err
+    assert "文書が 1 個しかなく、validation・test に回るものがありません" in capsys.readouterr().err
+    for name in ("steps", "threads", "accumulate"):
+        assert main([*good, f"--{name}", "0"]) == 1
+        assert f"--{name} は 1 以上にしてください: 0" in capsys.readouterr().err
+    assert main(["--corpus", str(corpus), "--output", str(corpus)]) == 1
+    assert "--output にはフォルダーを渡してください" in capsys.readouterr().err
+    assert not [*(tmp_path / "cache").rglob("log.jsonl")]
 
 
 @pytest.mark.slow
