@@ -26,6 +26,7 @@ from chapter04.preferences import (
     kl_divergence,
     log_distributions,
     next_token_loss,
+    require_finite,
     token_log_probs,
 )
 from chapter04.reward_model import RewardModel
@@ -137,20 +138,6 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return values.mean() if mask is None else values[mask].mean()
 
 
-def require_finite(values: Tensor, name: str, where: str = "") -> None:
-    """NaN か無限大があれば断る。
-
-    Raises:
-        ValueError: NaN か無限大があるとき(`where` に、学習のどこかを書く)。
-    """
-    if not values.isfinite().all():
-        place = (~values.isfinite()).nonzero()[0].tolist()
-        raise ValueError(
-            f"{name} は有限の数にしてください: {where}{place} 番目が "
-            f"{float(values[tuple(place)])} です"
-        )
-
-
 # ---- 学習 -----------------------------------------------------------------------------------
 
 
@@ -259,7 +246,9 @@ class Rollouts:
             "kl": float(kl_divergence(policy, self.reference, ids, mask).mean()),
         }
         if self.gold is not None:
-            record["gold"] = float(self.gold(ids, mask).mean())
+            gold = self.gold(ids, mask)
+            require_finite(gold, "gold")
+            record["gold"] = float(gold.mean())
         self.history.append(record)
 
         log_probs = token_log_probs(policy, ids, mask)

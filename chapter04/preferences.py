@@ -119,6 +119,20 @@ class PairBatches:
             yield batch | {name: value[rows] for name, value in self.extra.items()}
 
 
+def require_finite(values: Tensor, name: str, where: str = "") -> None:
+    """NaN か無限大があれば断る。
+
+    Raises:
+        ValueError: NaN か無限大があるとき(`where` に、学習のどこかを書く)。
+    """
+    if not values.isfinite().all():
+        place = (~values.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"{name} は有限の数にしてください: {where}{place} 番目が "
+            f"{float(values[tuple(place)])} です"
+        )
+
+
 def sample_pairs(
     policy: GPT,
     prompts: Tensor,
@@ -145,7 +159,7 @@ def sample_pairs(
         stop: 答えの終わりの id(答えに含む)。
 
     Raises:
-        TypeError, ValueError: 引数が範囲の外のとき。
+        TypeError, ValueError: 引数が範囲の外、報酬に NaN か無限大があるとき。
         RuntimeError: 方策が同じ答えばかり書き(または同点ばかりで)、組を作れないとき。
     """
     require_int(count, "count", minimum=1)
@@ -157,7 +171,9 @@ def sample_pairs(
         ids, mask = answers(
             policy, prompts[rows].repeat(2, 1), max_new_tokens, generator=generator, stop=stop
         )
-        difference = torch.sub(*reward(ids, mask).view(2, tries))
+        rewards = reward(ids, mask)
+        require_finite(rewards, "reward")
+        difference = torch.sub(*rewards.view(2, tries))
         if temperature:
             p = torch.sigmoid(difference / temperature)
             first = torch.rand(tries, generator=generator).to(p) < p

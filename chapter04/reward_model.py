@@ -18,7 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chapter04.gpt import GPT
-from chapter04.preferences import Pair, PairBatches, Reward, answers, pair_tensors
+from chapter04.preferences import (
+    Pair,
+    PairBatches,
+    Reward,
+    answers,
+    pair_tensors,
+    require_finite,
+)
 from shared.checks import require_int, shown
 from shared.training import train
 
@@ -85,7 +92,7 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """好まれた答えの報酬 r_w と、そうでない答えの報酬 r_l (N,) から、-log σ(r_w - r_l) の平均。
 
     Raises:
-        ValueError: 形が違う、空のとき。
+        ValueError: 形が違う、空、NaN か無限大があるとき。
     """
     _require_same(chosen, rejected)
     return -F.logsigmoid(chosen - rejected).mean()
@@ -163,7 +170,9 @@ def accuracy(model: RewardModel | Reward, pairs: Sequence[Pair]) -> float:
         ValueError: `pairs` が空のとき。
     """
     device = model.shift.device if isinstance(model, RewardModel) else None
-    difference = torch.sub(*pair_scores(model, pair_tensors(pairs, device=device)))
+    chosen, rejected = pair_scores(model, pair_tensors(pairs, device=device))
+    _require_same(chosen, rejected)
+    difference = chosen - rejected
     return float(((difference.sign() + 1) / 2).mean())
 
 
@@ -184,12 +193,14 @@ def best_of_n(
     """書き出しごとに答えを `n` 個書き、報酬のいちばん高いもの(ids と答えの印)を返す。
 
     Raises:
-        TypeError, ValueError: 引数が範囲の外のとき。
+        TypeError, ValueError: 引数が範囲の外、報酬に NaN か無限大があるとき。
     """
     require_int(n, "n", minimum=1)
     repeated = prompts.repeat_interleave(n, dim=0)
     ids, mask = answers(policy, repeated, max_new_tokens, generator=generator, stop=stop)
-    best = reward(ids, mask).view(len(prompts), n).argmax(dim=1)
+    rewards = reward(ids, mask)
+    require_finite(rewards, "reward")
+    best = rewards.view(len(prompts), n).argmax(dim=1)
     rows = torch.arange(len(prompts), device=best.device) * n + best
     return ids[rows], mask[rows]
 
@@ -230,3 +241,5 @@ def _require_same(a: Tensor, b: Tensor) -> None:
             f"二つの報酬は、同じ形の (N,)、N は 1 以上にしてください: {tuple(a.shape)} と "
             f"{tuple(b.shape)}"
         )
+    for one in (a, b):
+        require_finite(one, "報酬")
