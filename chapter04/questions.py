@@ -139,9 +139,14 @@ def naive_bayes(
 
 def build(seed: int, **changes: float) -> GPT:
     """重みが初期値のままの、小さな GPT-1(post-LN)。注意の重みにはドロップアウトを掛けない。"""
-    seed_everything(seed)
     sizes = {"vocab_size": VOCAB_SIZE, **SIZES, **changes}
-    model = GPT(GPTConfig(norm_first=False, **sizes))  # pyright: ignore[reportArgumentType]
+    return fresh(GPTConfig(norm_first=False, **sizes), seed)  # pyright: ignore[reportArgumentType]
+
+
+def fresh(config: GPTConfig, seed: int) -> GPT:
+    """重みが初期値のままの GPT。注意の重みにはドロップアウトを掛けない。"""
+    seed_everything(seed)
+    model = GPT(config)
     use_fast_dropout(model)
     return model
 
@@ -180,12 +185,12 @@ def transfer(gpt: GPT, n_layers: int, seed: int = 0) -> GPT:
     """
     if require_int(n_layers, "n_layers", minimum=0) > len(gpt.layers):
         raise ValueError(f"n_layers は {len(gpt.layers)} 以下にしてください: {n_layers}")
-    fresh = build(seed, vocab_size=gpt.config.vocab_size)
-    fresh.token_embedding.load_state_dict(gpt.token_embedding.state_dict())
-    fresh.position_embedding.load_state_dict(gpt.position_embedding.state_dict())
-    for ours, theirs in list(zip(fresh.layers, gpt.layers, strict=True))[:n_layers]:
+    model = fresh(gpt.config, seed)
+    model.token_embedding.load_state_dict(gpt.token_embedding.state_dict())
+    model.position_embedding.load_state_dict(gpt.position_embedding.state_dict())
+    for ours, theirs in list(zip(model.layers, gpt.layers, strict=True))[:n_layers]:
         ours.load_state_dict(theirs.state_dict())
-    return fresh
+    return model
 
 
 def _ids(tokenizer: ByteLevelBPE, sentence: str) -> list[int]:
