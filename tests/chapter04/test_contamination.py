@@ -318,3 +318,7 @@ def test_bad_arguments(call, error, message):
     """誤った引数は、名前と値を述べて断る。"""
     with pytest.raises(error, match=message):
         call()
+
+
+def test_percentile_rounds_down():
+    assert overlap_length([["x"] * 9, ["x"] * 10]) == 9

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from chapter04 import dpo
 from chapter04.dpo import (
     dpo_loss,
     implicit_reward,
@@ -14,7 +15,7 @@ from chapter04.dpo import (
     sequence_log_probs,
     train_dpo,
 )
-from chapter04.preferences import Pair, pair_tensors
+from chapter04.preferences import Pair, PairBatches, pair_tensors
 from tests.chapter04.test_preferences import gpt
 
 
@@ -188,3 +189,41 @@ def test_training_raises_the_chosen_and_keeps_the_reference():
         chosen, rejected = sequence_log_probs(result.model, pair_tensors(pairs))
         old = sequence_log_probs(policy, pair_tensors(pairs))
     assert ((chosen - old[0]) - (rejected - old[1])).mean() > 1
+
+
+MANY = [
+    Pair([0], [1, 2], [2, 1]),
+    Pair([0], [2], [1]),
+    Pair([1], [0, 0], [2]),
+    Pair([2], [1], [0, 1]),
+]
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+def test_history_is_the_loss_and_margin_of_its_own_beta(beta):
+    """凍らせた方策からでも学習し、記録は、その β での損失・差・正答率(同点は誤り)。"""
+    policy, tensors = gpt(scale=1.0).requires_grad_(False), pair_tensors(MANY)
+    one, two = (train_dpo(policy, MANY, beta=beta, steps=n, rate=1e-2) for n in (1, 2))
+    with torch.no_grad():
+        old, new = (sequence_log_probs(model, tensors) for model in (policy, one.model))
+    margin, record = beta * ((new[0] - old[0]) - (new[1] - old[1])), two.history[1]
+    assert math.isclose(record["loss"], float(dpo_loss(*new, *old, beta)), rel_tol=1e-6)
+    assert math.isclose(record["margin"], float(margin.mean()), rel_tol=1e-6)
+    assert math.isclose(record["accuracy"], float((margin > 0).double().mean()))
+    assert two.history[0]["accuracy"] == 0
+
+
+def test_reference_is_measured_without_dropout(monkeypatch):
+    seen = {}
+
+    class Spy(PairBatches):
+        def __init__(self, *arguments, extra, **options):
+            seen.update(extra)
+            super().__init__(*arguments, extra=extra, **options)
+
+    monkeypatch.setattr(dpo, "PairBatches", Spy)
+    policy = gpt(scale=1.0, dropout=0.5).train()
+    train_dpo(policy, MANY, steps=1)
+    with torch.no_grad():
+        expected = sequence_log_probs(policy.eval(), pair_tensors(MANY))
+    torch.testing.assert_close((seen["ref_chosen"], seen["ref_rejected"]), expected)

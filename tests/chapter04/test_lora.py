@@ -338,3 +338,15 @@ def test_more_bad_input():
         spectrum([[1.0]])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="shapes"):
         n_lora_parameters([(0, 3)], 1)
+
+
+def test_base_is_frozen_and_the_state_is_counted_in_bytes():
+    layer = LoRALinear(nn.Linear(2, 2), 1, 1)
+    assert not any(p.requires_grad for p in layer.linear.parameters())
+    assert layer.A.requires_grad
+    assert layer.B.requires_grad
+    weight = nn.Parameter(torch.zeros(3, dtype=torch.double))
+    optimizer = torch.optim.Adam([weight])
+    weight.sum().backward()
+    optimizer.step()
+    assert optimizer_bytes(optimizer) == 2 * 8 * 3

@@ -192,3 +192,11 @@ def test_bad_input(call, error, message):
     """誤った引数は、引数名を述べて断る。"""
     with pytest.raises(error, match=message):
         call()
+
+
+def test_integer_tensors_are_copied():
+    """できた重みの整数のテンソルを変えても、元は変わらない。"""
+    whole = {"w": torch.ones(1), "n": torch.tensor(3)}
+    for made in (uniform_soup([whole, whole]), apply_task_vectors(whole, [{"w": torch.ones(1)}])):
+        made["n"] += 1
+        assert whole["n"].item() == 3

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from chapter04 import ppo
 from chapter04.dpo import optimal_policy
 from chapter04.ppo import (
     ActorCritic,
@@ -350,3 +351,57 @@ def test_entropy_and_pretraining_terms_pull_the_policy():
 def test_config_is_checked(wrong):
     with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
         PPOConfig(**wrong)
+
+
+def test_prompts_are_taken_in_turn():
+    model = ActorCritic(gpt(0, scale=1.0), RewardModel(gpt(1, scale=1.0)).double())
+    rollouts = Rollouts(
+        model, gpt(2, scale=1.0), reward=count_twos, gold=None, stop=None, max_new_tokens=2,
+        prompts=torch.tensor([[0], [1], [2]]), config=replace(SMALL, rollouts=2),
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    turns = [rollouts.collect()["ids"][:, 0].tolist() for _ in range(3)]
+    assert turns == [[0, 1], [2, 0], [1, 2]]
+
+
+def test_critic_start_and_clip_reach_the_training(monkeypatch):
+    """価値のモデルは報酬モデルの重みから始まり、設定の clip が損失に届く。"""
+    starts, clips, real, loss = [], [], ppo.ActorCritic, ppo.ppo_loss
+
+    def spy(policy, critic):
+        starts.append(copy.deepcopy(critic.state_dict()))
+        return real(policy, critic)
+
+    monkeypatch.setattr(ppo, "ActorCritic", spy)
+    monkeypatch.setattr(ppo, "ppo_loss", lambda *a: clips.append(a[3]) or loss(*a))
+    reward, config = RewardModel(gpt(3, scale=1.0).float()), replace(SMALL, iterations=1, clip=0.05)
+    train_ppo(gpt(scale=1.0).float(), reward, torch.tensor([[0]]), 2, config)
+    assert set(clips) == {0.05}
+    assert all(torch.equal(starts[0][name], value) for name, value in reward.state_dict().items())
+
+
+def test_critic_learns_a_constant_reward(monkeypatch):
+    """いつも 2 の報酬(KL なし)なら、価値も 2 に近づく。"""
+    kept, real = [], ppo.ActorCritic
+
+    def spy(policy, critic):
+        kept.append(real(policy, critic))
+        return kept[0]
+
+    monkeypatch.setattr(ppo, "ActorCritic", spy)
+    config = PPOConfig(
+        beta=0.0, iterations=30, rollouts=16, minibatch=16, epochs=2, rate=2e-2, lam=1.0
+    )
+    policy = gpt(scale=1.0).float()
+    train_ppo(policy, lambda i, k: torch.full((len(i),), 2.0), torch.tensor([[0]]), 2, config)
+    with torch.no_grad():
+        values = kept[0].critic.scores(torch.tensor([[0, 1], [0, 2]]))
+    assert (values - 2).abs().max() < 0.5
+
+
+def test_gold_reward_must_be_finite():
+    def nan(ids, mask):
+        return torch.full((len(ids),), math.nan)
+
+    with pytest.raises(ValueError, match="gold は有限の数"):
+        train_ppo(gpt(scale=1.0), count_twos, torch.tensor([[0]]), 2, SMALL, gold=nan)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from chapter04.gpt import GPT, GPTConfig
 from chapter04.preferences import Pair, answers, pair_tensors
 from chapter04.reward_model import (
     RewardModel,
@@ -204,3 +205,47 @@ def test_best_of_n_mean_is_stable_and_checked():
             best_of_n_mean(values, values, n)
     with pytest.raises(ValueError, match="同じ形"):
         best_of_n_mean(values, values[:3], 1)
+
+
+def count_twos(ids, mask):
+    return ((ids == 2) & mask).sum(1).double()
+
+
+def test_best_of_n_ends_at_stop():
+    """n 個とも、終わりの印で止まった答えから選ぶ。"""
+    policy, prompts = gpt(scale=1.0), torch.tensor([[0], [1], [2]])
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    ids, mask = best_of_n(policy, count_twos, prompts, 4, 6, stop=1, generator=generators[0])
+    repeated = prompts.repeat_interleave(4, 0)
+    every, marks = answers(policy, repeated, 6, stop=1, generator=generators[1])
+    best = count_twos(every, marks).view(3, 4).argmax(1) + 4 * torch.arange(3)
+    assert torch.equal(ids, every[best])
+    assert torch.equal(mask, marks[best])
+    assert not mask[:, 1:].all()
+
+
+def test_head_starts_at_the_width_of_the_paper():
+    """線形写像の初期値の標準偏差は 1/sqrt(d + 1)、定数項は 0。"""
+    torch.manual_seed(0)
+    config = GPTConfig(vocab_size=3, context=4, d_model=400, n_heads=4, n_layers=1)
+    head = RewardModel(GPT(config)).head
+    assert float(head.weight.detach().std()) * 401**0.5 == pytest.approx(1, abs=0.15)
+    assert not head.bias.any()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rewards_must_be_finite(bad):
+    """NaN は argmax に選ばれ、順の印にもなるので、断る。"""
+    broken = torch.tensor([1.0, bad])
+
+    def reward(ids, mask):
+        return torch.full((len(ids),), bad)
+
+    with pytest.raises(ValueError, match="報酬 は有限の数"):
+        bradley_terry_loss(broken, torch.zeros(2))
+    with pytest.raises(ValueError, match="報酬 は有限の数"):
+        best_of_n_mean(broken, torch.zeros(2), 1)
+    with pytest.raises(ValueError, match="reward は有限の数"):
+        best_of_n(gpt(), reward, torch.tensor([[0]]), 2, 2)
+    with pytest.raises(ValueError, match="報酬 は有限の数"):
+        accuracy(reward, [Pair([0], [1], [2])])

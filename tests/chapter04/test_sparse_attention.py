@@ -201,3 +201,10 @@ def test_bad_arguments(call, error, message):
     """誤った引数は、名前と値を述べて断る。"""
     with pytest.raises(error, match=message):
         call()
+
+
+def test_pairs_are_counted_with_the_default_stride_and_width():
+    """既定の間隔は √n を四捨五入した数、fixed の幅 c は 1。"""
+    assert count_pairs(30)["strided"] == strided_mask(30, 5).union.sum()
+    assert count_pairs(31)["strided"] == strided_mask(31, 6).union.sum()
+    assert count_pairs(30, 5)["fixed"] == fixed_mask(30, 5, 1).union.sum()
