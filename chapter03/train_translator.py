@@ -8,7 +8,6 @@
 """
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -26,9 +25,8 @@ from chapter03.optim import noam_rate
 from chapter03.transformer import Transformer, TransformerConfig
 from chapter03.translation import EOS, PAD, WEIGHTS, Dataset, LengthBatches, Translator
 from chapter03.translator_report import VALIDATION_SENTENCES, Report, Sample
-from shared import checkpoints, weights
-from shared.archives import DataError, cache_folder
-from shared.checkpoints import CheckpointError
+from shared import checkpoints, commands, weights
+from shared.archives import cache_folder
 from shared.device import keep_memory, prepare, use_threads
 from shared.dropout import use_byte_dropout
 from shared.run_report import cpu_hours
@@ -47,8 +45,8 @@ RUNS = Path(__file__).parents[1] / "docs" / "runs"
 SIZES = {"d_model": 192, "n_heads": 6, "n_layers": 3, "d_ff": 768, "dropout": 0.1, "max_len": 256}
 
 
-class TimeUp(Exception):
-    """`--minutes` の時間を使い切った。チェックポイントは残してある。"""
+class TimeUp(KeyboardInterrupt):
+    """`--minutes` の時間を使い切った。Ctrl-C と同じに扱う。チェックポイントは残してある。"""
 
 
 def build_model(data: Dataset, direction: str) -> Transformer:
@@ -267,25 +265,17 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
     keep_memory()
-    try:
+
+    def job() -> dict[str, Any]:
         run = Run(options.direction, options.seed)
         use_threads(options.threads)
         if not options.finish:
             run.train(options.steps, options.minutes)
-        metrics = run.finish()
-    except (TimeUp, KeyboardInterrupt):
-        print(
-            "止めました。同じ命令をもう一度実行すると、最後に残した途中の状態"
-            f"({CHECKPOINT_EVERY} ステップごとに残します)から始まります。--finish を付けると、"
-            "その状態を評価して書き出します",
-            file=sys.stderr,
-        )
-        return 1
-    except (CheckpointError, DataError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps(metrics, ensure_ascii=False, indent=2))
-    return 0
+        return run.finish()
+
+    return commands.run(
+        job, CHECKPOINT_EVERY, "。--finish を付けると、その状態を評価して書き出します"
+    )
 
 
 if __name__ == "__main__":

@@ -23,9 +23,8 @@ from chapter04.finetune import exact_match, sft
 from chapter04.instructions import PARTS
 from chapter04.japanese_gpt import MODEL, WEIGHTS, JapaneseGPT
 from chapter04.lora import add_lora, load_lora, lora_state_dict
-from shared import weights
-from shared.archives import DataError, cache_folder
-from shared.checkpoints import CheckpointError
+from shared import commands, weights
+from shared.archives import cache_folder
 from shared.device import hardware, keep_memory, prepare
 from shared.run_report import cpu_hours
 
@@ -160,22 +159,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="差分を書くフォルダー")
     options = parser.parse_args(arguments)
     keep_memory()
-    try:
+
+    def job() -> dict[str, dict[str, float]]:
         run = Run(options.seed, options.threads)
         run.train(options.steps)
-        metrics = run.finish(options.output)
-    except KeyboardInterrupt:
-        print(
-            "止めました。同じ命令をもう一度実行すると、最後に残した途中の状態"
-            f"({CHECKPOINT_EVERY} ステップごとに残します)から始まります",
-            file=sys.stderr,
-        )
-        return 1
-    except (CheckpointError, DataError, FileNotFoundError, TypeError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps(metrics, ensure_ascii=False, indent=2))
-    return 0
+        return run.finish(options.output)
+
+    return commands.run(job, CHECKPOINT_EVERY)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,8 @@ from chapter04.japanese_gpt import END, MODEL, SPECIAL_TOKENS, TOKENIZER, WEIGHT
 from chapter04.loss import next_token_loss
 from chapter04.muon import MuonAdamW
 from chapter04.pretrain_report import Report
-from shared import checkpoints, parallel, weights
+from shared import checkpoints, commands, parallel, weights
 from shared.archives import DataError, cache_folder
-from shared.checkpoints import CheckpointError
 from shared.checks import require_int
 from shared.device import autocast_dtype, hardware, keep_memory, prepare, use_threads
 from shared.dropout import use_fast_dropout
@@ -224,35 +223,26 @@ def main(arguments: list[str]) -> int:
     if options.corpus is not None and options.output is None:
         parser.error("--corpus には --output も渡してください(配ってある重みを上書きしないため)")
     keep_memory()
-    try:
+
+    def job() -> dict[str, Any] | None:
         for name in ("steps", "threads", "accumulate"):
             require_int(getattr(options, name), f"--{name}", minimum=1)
-        if options.output is not None:
-            options.output.mkdir(parents=True, exist_ok=True)
+        output = options.output
+        if output is not None:
+            if output.exists() and not output.is_dir():
+                raise ValueError(f"--output にはフォルダーを渡してください: {output}")
+            output.mkdir(parents=True, exist_ok=True)
         run = Run(options.corpus, options.seed)
         use_threads(options.threads)
         if not options.finish:
             run.train(options.steps, options.accumulate)
         if parallel.rank() != 0:
-            return 0
-        output = options.output
-        metrics = run.finish() if output is None else run.finish(output, output)
-    except KeyboardInterrupt:
-        print(
-            "止めました。同じ命令をもう一度実行すると、最後に残した途中の状態"
-            f"({CHECKPOINT_EVERY} ステップごとに残します)から始まります。--finish を付けると、"
-            "その状態を試験して書き出します",
-            file=sys.stderr,
-        )
-        return 1
-    except FileExistsError:
-        print(f"--output にはフォルダーを渡してください: {options.output}", file=sys.stderr)
-        return 1
-    except (CheckpointError, DataError, FloatingPointError, OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps(metrics, ensure_ascii=False, indent=2))
-    return 0
+            return None
+        return run.finish() if output is None else run.finish(output, output)
+
+    return commands.run(
+        job, CHECKPOINT_EVERY, "。--finish を付けると、その状態を試験して書き出します"
+    )
 
 
 if __name__ == "__main__":
