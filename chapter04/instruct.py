@@ -2,6 +2,7 @@
 
     配ってある GPT + LoRA(層の中の線形写像すべて)→ 指示データで SFT → 三つの試験 → 差分と素性
 
+ドロップアウトは切る。AMX のある CPU では、学習の計算の一部を bfloat16 でする。
 書き出すのは差分(A と B)だけで、元の GPT は変えない。途中で止めても(Ctrl-C でも電源でも)、同じ
 命令をもう一度実行すれば続きから始まる。途中の状態は、データのキャッシュに置く。
 """
@@ -25,7 +26,8 @@ from chapter04.japanese_gpt import MODEL, WEIGHTS, JapaneseGPT
 from chapter04.lora import add_lora, load_lora, lora_state_dict
 from shared import commands, weights
 from shared.archives import cache_folder
-from shared.device import hardware, keep_memory, prepare
+from shared.device import autocast_dtype, hardware, keep_memory, prepare
+from shared.dropout import set_dropout
 from shared.run_report import cpu_hours
 
 NAME = "instruct_lora.safetensors"
@@ -34,7 +36,7 @@ RANK, ALPHA = 8, 16.0
 TARGETS = ("query", "key", "value", "out", "inner", "outer")  # 層の中の線形写像すべて
 STEPS = 4_000
 BATCH_SIZE = 32  # 例の数
-RATE = 2e-3  # 学習率の頂点
+RATE = 4e-3  # 学習率の頂点
 DATA_SEED = 0  # 指示データの種。学習の種とは別
 CHECKPOINT_EVERY = 250  # [ステップ]
 MEASURE_EVERY = 50  # CPU 時間を記録する間隔 [ステップ]
@@ -80,6 +82,7 @@ class Run:
         self.device = prepare(seed, threads)
         gpt = japanese_gpt.load(base)
         self.model, self.tokenizer = gpt.model.to(self.device), gpt.tokenizer
+        set_dropout(self.model, 0.0)
         add_lora(self.model, RANK, ALPHA, TARGETS)
         self.parts = instructions.build(DATA_SEED)
         data = {part: [asdict(e) for e in examples] for part, examples in self.parts.items()}
@@ -111,6 +114,7 @@ class Run:
             rate=RATE,
             batch_size=BATCH_SIZE,
             seed=self.seed,
+            autocast=autocast_dtype(self.device),
             evaluate=measured,
             evaluate_every=MEASURE_EVERY,
             checkpoint=self.folder / "checkpoint.pt",

@@ -1,4 +1,4 @@
-"""指示データ: Tatoeba の語と文、数の言葉から、決まった言い回しで作る、7 課題の指示と答え。
+"""指示データ: Tatoeba の語と文、数の言葉から、決まった言い回しで作る、8 課題の指示と答え。
 
     Tatoeba・漢数字 → 内容(学習用と試験用に分ける)→ 言い回し(学習用と試験用)に入れる → Example
     → format_example: <|user|> 指示 <|assistant|> 答え <|endoftext|> の id と、答えだけの印
@@ -122,6 +122,8 @@ class _Contents:
                 self.by_length[len(word)].append(word)
         self.words = [word for length in LENGTHS for word in self.by_length[length]]
         self.short = [word for word in self.words if len(word) <= 5]
+        self.katakana = [word for word in self.short if word[0] < "一"]
+        self.kanji = [word for word in self.short if word[0] >= "一"]
         unseen = material.unseen
         self.sentences = [s for s in material.sentences if (s + "。" in unseen) == test]
         self.halves = [half for half in material.halves if ("".join(half) in unseen) == test]
@@ -138,6 +140,15 @@ class _Contents:
     def several(self, count: int) -> list[str]:
         """5 字以下の、互いに異なる言葉。"""
         return self.generator.sample(self.short, count)
+
+    def of_each_script(self) -> tuple[str, str]:
+        """5 字以下の、カタカナの言葉と、漢字の言葉。"""
+        return self.generator.choice(self.katakana), self.generator.choice(self.kanji)
+
+    def two(self, first: str, second: str) -> dict[str, str]:
+        """二つを、乱数で決めた順に入れる。"""
+        x, y = self.generator.sample((first, second), 2)
+        return {"x": x, "y": y}
 
 
 def is_held_out(content: str, seed: int) -> bool:
@@ -186,6 +197,31 @@ def _to_kanji(draw: _Contents) -> Filled:
     return {"x": digits}, characters, (digits,)
 
 
+def _katakana(draw: _Contents) -> Filled:
+    katakana, kanji_word = draw.of_each_script()
+    return draw.two(katakana, kanji_word), katakana, (katakana, kanji_word)
+
+
+def _kanji(draw: _Contents) -> Filled:
+    katakana, kanji_word = draw.of_each_script()
+    return draw.two(katakana, kanji_word), kanji_word, (katakana, kanji_word)
+
+
+def _later(draw: _Contents) -> Filled:
+    first, second = draw.several(2)
+    return {"x": first, "y": second}, second, (first, second)
+
+
+def _repeat(draw: _Contents) -> Filled:
+    text = draw.generator.choice(draw.generator.choice((draw.words, draw.sentences)))
+    return {"x": text}, text, (text,)
+
+
+def _longer(draw: _Contents) -> Filled:
+    short, long = draw.word((2, 3)), draw.word((5, 6, 7))
+    return draw.two(spaced(short), spaced(long)), spaced(long), (short, long)
+
+
 def _odd(draw: _Contents) -> Filled:
     same, other = draw.several(2)
     listed = [same] * draw.generator.choice((2, 3))
@@ -196,22 +232,8 @@ def _odd(draw: _Contents) -> Filled:
 def _member(draw: _Contents) -> Filled:
     words = draw.several(4)
     inside, absent = draw.generator.choice(words[:3]), words[3]
-    options = [inside, absent]
-    draw.generator.shuffle(options)
-    fields = {"list": "、".join(words[:3]), "x": options[0], "y": options[1]}
+    fields = {"list": "、".join(words[:3]), **draw.two(inside, absent)}
     return fields, inside, tuple(words)
-
-
-def _longer(draw: _Contents) -> Filled:
-    short, long = draw.word((2, 3)), draw.word((5, 6, 7))
-    options = [spaced(short), spaced(long)]
-    draw.generator.shuffle(options)
-    return {"x": options[0], "y": options[1]}, spaced(long), (short, long)
-
-
-def _repeat(draw: _Contents) -> Filled:
-    text = draw.generator.choice(draw.generator.choice((draw.words, draw.sentences)))
-    return {"x": text}, text, (text,)
 
 
 def _complete(draw: _Contents) -> Filled:
@@ -227,8 +249,10 @@ def _translate(draw: _Contents) -> Filled:
 
 MAKERS: dict[str, Callable[[_Contents], Filled]] = {
     "count": _count, "reverse": _reverse, "to_arabic": _to_arabic, "to_kanji": _to_kanji,
-    "odd": _odd, "member": _member, "longer": _longer, "repeat": _repeat, "quote": _repeat,
-    "first": _first, "last": _last, "complete": _complete, "translate": _translate,
+    "katakana": _katakana, "kanji": _kanji, "later": _later,
+    "repeat": _repeat, "quote": _repeat, "first": _first, "last": _last,
+    "longer": _longer, "odd": _odd, "member": _member,
+    "complete": _complete, "translate": _translate,
 }  # fmt: skip
 
 
@@ -240,7 +264,7 @@ def spaced(word: str) -> str:
 # ---- データ ---------------------------------------------------------------------------------
 
 
-def build(seed: int, per_task: int = 1200, per_test: int = 60) -> dict[str, list[Example]]:
+def build(seed: int, per_task: int = 3000, per_test: int = 60) -> dict[str, list[Example]]:
     """四つの部からなる指示データ。同じ `seed` なら、いつも同じになる。
 
     train は学習用の言い回しと内容、test_templates は新しい言い回し、test_contents は新しい内容、
@@ -249,7 +273,7 @@ def build(seed: int, per_task: int = 1200, per_test: int = 60) -> dict[str, list
 
     Args:
         seed: 乱数の種。
-        per_task: 学習用の、一つの課題の例の数(7 課題で 8,400)。
+        per_task: 学習用の、一つの課題の例の数(8 課題で 24,000)。
         per_test: 三つの試験の、一つの課題の例の数。
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.attention import MultiHeadAttention
-from shared.checks import require_number
+from shared.checks import require_number, require_rate
 
 
 class ByteDropout(nn.Module):
@@ -39,6 +39,20 @@ def use_byte_dropout(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):
                 setattr(module, name, ByteDropout(child.p))
+
+
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """`model` のドロップアウト(nn.Dropout と、注意の重み)の率を、すべて `rate` にする。
+
+    Raises:
+        TypeError, ValueError: `rate` が [0, 1) の数でないとき。
+    """
+    require_rate(rate, "rate")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        elif isinstance(module, MultiHeadAttention):
+            module.dropout = rate
 
 
 def use_fast_dropout(model: nn.Module) -> None:

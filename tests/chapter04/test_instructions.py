@@ -77,6 +77,15 @@ def solve(example, table):  # noqa: PLR0911
             return found
         case "longer":
             return max(quoted, key=lambda q: q.count("・"))
+        case "katakana":
+            (found,) = (q for q in quoted if re.fullmatch("[ァ-ヺー]+", q))
+            return found
+        case "kanji":
+            (found,) = (q for q in quoted if re.fullmatch("[一-龥]+", q))
+            return found
+        case "later":
+            assert quoted[0] != quoted[1]
+            return quoted[1]
 
 
 def test_every_answer_is_right(parts):
@@ -107,26 +116,26 @@ def test_continuations_and_translations_are_from_tatoeba(parts):
 
 
 def test_answers_are_balanced(parts):
-    """答えの片寄りで当てられない: 文字数、仲間外れの位置、長いほうの位置がどれもほぼ均等。"""
+    """答えの片寄りで当てられない: 文字数も、選ぶ言葉の位置も、ほぼ均等。"""
     train = parts["train"]
     counts = Counter(e.answer for e in train if e.task == "count")
     assert counts.keys() == set("2345678")
-    assert min(counts.values()) > 100
-    assert max(counts.values()) < 250
+    assert min(counts.values()) > 250
+    assert max(counts.values()) < 600
     places = Counter()
     for example in train:
         quoted = re.findall("「([^」]*)」", example.instruction)
         if kind(example) == "odd":
             words = quoted[0].split("、")
             places["odd", len(words), words.index(example.answer)] += 1
-        elif kind(example) in ("longer", "member"):
+        elif kind(example) in ("longer", "katakana", "kanji", "member"):
             options = [q for q in quoted if "、" not in q]
             places[kind(example), options.index(example.answer)] += 1
         if kind(example) == "longer":
             assert abs(len(quoted[0]) - len(quoted[1])) >= 2 * 2
-    assert len(places) == 3 + 4 + 2 + 2
+    assert len(places) == 3 + 4 + 4 * 2
     for place, count in places.items():
-        assert count > (30 if place[0] == "odd" else 160), place
+        assert count > (100 if place[0] == "odd" else 400), place
 
 
 # ---- 言い回しと内容 --------------------------------------------------------------------------
@@ -148,12 +157,12 @@ def test_templates():
 
 
 def test_parts(parts):
-    """7 課題が同じ数ずつ、合わせて 5,000 個以上。指示は部の中で重ならない。"""
+    """8 課題が同じ数ずつ、合わせて 5,000 個以上。指示は部の中で重ならない。"""
     assert list(parts) == [*PARTS]
-    assert len(parts["train"]) == 8400
+    assert len(parts["train"]) == 24_000
     for name, examples in parts.items():
         counts = Counter(e.task for e in examples)
-        assert counts == dict.fromkeys(TASKS, 1200 if name == "train" else 60)
+        assert counts == dict.fromkeys(TASKS, 3000 if name == "train" else 60)
         assert len({e.instruction for e in examples}) == len(examples)
         assert {kind(e) for e in examples} == set(KINDS)
         held_out = name in ("test_templates", "test_both")
@@ -188,14 +197,14 @@ def test_no_content_of_the_test_is_in_training(parts):
     for name, examples in parts.items():
         new = name in ("test_contents", "test_both")
         for example in examples:
-            if example.task in ("count", "reverse", "number", "choose"):  # 言葉と数だけの課題
+            if example.task in ("count", "reverse", "number", "choose", "match"):  # 言葉と数だけの課題
                 assert {is_held_out(content, 0) for content in example.contents} == {new}
 
 
 def test_overlap_finds_what_leaks():
     """一つでも同じ内容があれば見つける。"""
     one = Example("copy", "「猫」を繰り返してください。", "猫", "repeat-1", ("猫",))
-    two = Example("choose", "どちらですか。", "犬", "member-0", ("鳥", "犬", "猫"))
+    two = Example("match", "どちらですか。", "犬", "member-0", ("鳥", "犬", "猫"))
     empty = {name: [] for name in PARTS}
     assert overlap({**empty, "train": [one], "test_both": [two]}) == {"猫"}
     assert overlap({**empty, "train": [two], "test_contents": [one]}) == {"猫"}

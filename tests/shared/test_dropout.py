@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from shared.dropout import ByteDropout, use_byte_dropout
+from shared.dropout import ByteDropout, set_dropout, use_byte_dropout
+from shared.transformer import EncoderLayer
 
 
 def test_byte_dropout_rate_and_expectation():
@@ -63,3 +64,16 @@ def test_every_dropout_is_replaced():
     assert [m.dropped for m in model.modules() if isinstance(m, ByteDropout)] == [128, 64]
     assert not any(type(m) is nn.Dropout for m in model.modules())
     assert isinstance(model[0], nn.Linear)
+
+
+def test_set_dropout_changes_every_rate():
+    """副層も注意の重みも、率が変わる。0 なら、学習中も出力が決まる。"""
+    layer, x = EncoderLayer(8, 2, 16, 0.5, attention_dropout=0.5), torch.randn(1, 5, 8)
+    assert not torch.equal(layer(x), layer(x))
+    set_dropout(layer, 0.0)
+    assert torch.equal(layer(x), layer(x))
+    set_dropout(layer, 0.25)
+    rates = {module.p for module in layer.modules() if isinstance(module, nn.Dropout)}
+    assert rates | {layer.self_attention.dropout} == {0.25}
+    with pytest.raises(ValueError, match="rate は"):
+        set_dropout(layer, 1.5)
