@@ -30,7 +30,7 @@ from shared.device import autocast_dtype, seed_everything
 from shared.dropout import set_dropout
 from shared.inference import evaluating
 
-FULL_RATE, LORA_RATE, SHORT_RATE = 3e-4, 4e-3, 1e-3
+FULL_RATE, LORA_RATE, SHORT_RATE = 2e-4, 4e-3, 1e-3
 STEPS, SHORT = 4_000, 120
 VALIDATION = 480
 SOUP = ((0, 1e-3), (1, 7e-4), (2, 1.4e-3))  # (学習の順の番号, 学習率)
