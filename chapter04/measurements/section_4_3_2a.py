@@ -109,31 +109,31 @@ def with_weights(state: State) -> GPT:
 
 
 @cache
-def scores(seed: int, rank: int = 0) -> dict[str, float]:
-    """4,000 歩の後の、新しい言い回しでの、課題ごとの完全一致の割合。"""
+def scores(seed: int, rank: int) -> dict[str, float]:
+    """4,000 歩の後の、新しい言い回しでの、課題ごとの完全一致の割合(`rank` が 0 なら全部の重み)。"""
     model = tuned(seed, STEPS, rate=LORA_RATE if rank else FULL_RATE, rank=rank)
     found = exact_match(model, base().tokenizer, data(seed).test)
     return {task: right / total for task, (right, total) in found.items()}
 
 
 def sft_count(seed: int) -> float:
-    """文字を数える課題の完全一致の割合。"""
-    return scores(seed)["count"]
+    """LoRA で学習したモデルの、文字を数える課題の完全一致の割合。"""
+    return scores(seed, RANK)["count"]
 
 
 def sft_choose(seed: int) -> float:
-    """選ぶ課題の完全一致の割合。"""
-    return scores(seed)["choose"]
+    """LoRA で学習したモデルの、選ぶ課題の完全一致の割合。"""
+    return scores(seed, RANK)["choose"]
 
 
 def sft_copy(seed: int) -> float:
-    """写す課題の完全一致の割合。"""
-    return scores(seed)["copy"]
+    """LoRA で学習したモデルの、写す課題の完全一致の割合。"""
+    return scores(seed, RANK)["copy"]
 
 
 def lora_gap(seed: int) -> float:
     """8 課題の完全一致の割合の平均の差、全部の重み - LoRA(r = 8)。"""
-    return mean(scores(seed).values()) - mean(scores(seed, RANK).values())
+    return mean(scores(seed, 0).values()) - mean(scores(seed, RANK).values())
 
 
 # ---- 差分のランク ----------------------------------------------------------------------------
