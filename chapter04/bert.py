@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from chapter04.gpt import require_loadable
 from shared.checks import require_int, require_number, require_rate, shown
 from shared.ids import require_ids
 from shared.transformer import EncoderLayer
@@ -113,8 +114,7 @@ class Bert(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        if not isinstance(config, BertConfig):
-            raise TypeError(f"config には BertConfig を渡してください: {shown(config)}")
+        _require_config(config)
         assert config.d_ff is not None
         self.config = config
         d_model, eps = config.d_model, config.layer_norm_eps
@@ -224,7 +224,7 @@ class Bert(nn.Module):
                 する(形からは分からないため)。
 
         Raises:
-            TypeError: 値がテンソルでないとき。
+            TypeError: 値がテンソルでない、型がまちまちか整数、`config` が BertConfig でないとき。
             ValueError: キーが足りない、余る、形が違うとき(すべての名前を挙げる)。出力の重みが
                 埋め込みと違うとき。寸法が分からないとき。
         """
@@ -233,20 +233,26 @@ class Bert(nn.Module):
         if config is None:
             n_layers, next_sentence = len(numbers), "cls.seq_relationship.weight" in tensors
         else:
+            _require_config(config)
             n_layers, next_sentence = config.n_layers, config.next_sentence
         names = _names(n_layers, next_sentence)
-        missing = [name for name in names if name not in tensors]
-        extra = [name for name in tensors if name not in names and name not in TIED]
-        _require_none({"足りません": missing, "余ります": extra})
+        targets = names | {name: names[same] for name, same in TIED.items()}
+        found = {
+            "足りないキー": [name for name in names if name not in tensors],
+            "余るキー": [name for name in tensors if name not in targets],
+        }
+        if config is None:
+            require_loadable(tensors, found)
+            config = _inferred(tensors, n_layers, next_sentence)
         with torch.device("meta"):
-            model = cls(config or _inferred(tensors, n_layers, next_sentence))
+            model = cls(config)
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         wrong = [
             f"{name} {tuple(tensors[name].shape)}(正しくは {shapes[ours]})"
-            for name, ours in names.items()
-            if tuple(tensors[name].shape) != shapes[ours]
+            for name, ours in targets.items()
+            if name in tensors and tuple(tensors[name].shape) != shapes[ours]
         ]
-        _require_none({"形が違います": wrong})
+        require_loadable(tensors, found | {"形が違うキー": wrong})
         for name, same in TIED.items():
             if name in tensors and not torch.equal(tensors[name], tensors[same]):
                 raise ValueError(f"{name} は {same} と同じでなければなりません")
@@ -311,25 +317,24 @@ def _names(n_layers: int, next_sentence: bool) -> dict[str, str]:
 
 def _inferred(tensors: dict[str, Tensor], n_layers: int, next_sentence: bool) -> BertConfig:
     """テンソルの形から推しはかった寸法。"""
-    sizes = [len(tensors[f"bert.embeddings.{name}_embeddings.weight"]) for name in TABLES]
+    tables = [tensors[f"bert.embeddings.{name}_embeddings.weight"] for name in TABLES]
     inner = tensors["bert.encoder.layer.0.intermediate.dense.weight"]
-    if inner.dim() != 2 or inner.shape[1] % 64:
+    if any(weight.dim() != 2 for weight in (*tables, inner)) or inner.shape[1] % 64:
         raise ValueError(
-            "ヘッドの数が分からないので、config を渡してください: intermediate.dense.weight の形 "
-            f"{tuple(inner.shape)} の 2 番目が 64 の倍数ではありません"
+            "寸法が分からないので、config を渡してください(省けるのは、重みが 2 次元で、d_model が "
+            f"64 の倍数のときだけです): intermediate.dense.weight の形 {tuple(inner.shape)}"
         )
+    vocab_size, context, n_segments = (len(table) for table in tables)
     return BertConfig(
-        vocab_size=sizes[0], context=sizes[1], n_segments=sizes[2], d_model=inner.shape[1],
+        vocab_size=vocab_size, context=context, n_segments=n_segments, d_model=inner.shape[1],
         d_ff=inner.shape[0], n_heads=inner.shape[1] // 64, n_layers=n_layers,
         next_sentence=next_sentence,
     )  # fmt: skip
 
 
-def _require_none(problems: dict[str, list[str]]) -> None:
-    """問題のあるキーがないことを確かめる。"""
-    found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
-    if found:
-        raise ValueError("state_dict のキーが合いません。" + "。".join(found))
+def _require_config(config: object) -> None:
+    if not isinstance(config, BertConfig):
+        raise TypeError(f"config には BertConfig を渡してください: {shown(config)}")
 
 
 def mask_tokens(

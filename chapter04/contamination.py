@@ -134,7 +134,12 @@ def dirty(
         examples: 試験の問題。
         documents: 学習文書。
         n: N。省けば `overlap_length(examples)`。
+
+    Raises:
+        TypeError: `examples` か `documents` が、並びでなく一つの文字列のとき。
     """
+    _require_many(examples, "examples")
+    _require_many(documents, "documents")
     examples = list(examples)
     n = overlap_length(examples) if n is None else require_int(n, "n", minimum=1)
     grams = [set(ngrams(example, n)) for example in examples]
@@ -195,8 +200,11 @@ def remove_overlaps(
     「200 文字の窓」とだけ述べるので、前後それぞれに `window` 文字と読んだ。
 
     Raises:
-        TypeError, ValueError: 文が str でない、数が 0(`n` は 1)以上の整数でないとき。
+        TypeError, ValueError: 並びでなく一つの文字列を渡した、文が str でない、数が 0(`n` は 1)
+            以上の整数でないとき。
     """
+    _require_many(documents, "documents")
+    _require_many(examples, "examples")
     window = require_int(window, "window", minimum=0)
     documents = list(documents)
     wanted = {gram for example in examples for gram in ngrams(example, n)}
@@ -248,8 +256,11 @@ def substring_matches(
     全体を使う(文字が一つも残らなければ False)。
 
     Raises:
-        TypeError, ValueError: 文が str でない、数が 1 以上の整数でないとき。
+        TypeError, ValueError: 並びでなく一つの文字列を渡した、文が str でない、数が 1 以上の整数で
+            ないとき。
     """
+    _require_many(examples, "examples")
+    _require_many(documents, "documents")
     length = require_int(length, "length", minimum=1)
     count = require_int(count, "count", minimum=1)
     rng = random.Random(require_int(seed, "seed"))
@@ -315,7 +326,7 @@ class BloomFilter:
         Raises:
             TypeError: `items` が文字列のとき(一文字ずつになってしまう)。`add` と同じとき。
         """
-        self._require_items(items)
+        _require_many(items, "items")
         rest = iter(items)
         while chunk := list(islice(rest, 65536)):
             bits = self._places(chunk).ravel()
@@ -332,7 +343,7 @@ class BloomFilter:
         Raises:
             TypeError: `update` と同じ。
         """
-        self._require_items(items)
+        _require_many(items, "items")
         rest = iter(items)
         found: list[NDArray[np.bool_]] = [np.zeros(0, dtype=bool)]
         while chunk := list(islice(rest, 65536)):
@@ -359,12 +370,10 @@ class BloomFilter:
         h1, h2 = (hashes % np.uint64(self.n_bits)).astype(np.int64).T[:, :, None]
         return (h1 + np.arange(self.n_hashes) * h2) % self.n_bits
 
-    @staticmethod
-    def _require_items(items: object) -> None:
-        if isinstance(items, str | bytes) or not isinstance(items, Iterable):
-            raise TypeError(
-                f"items には入れる物の並びを渡してください(一つなら add): {shown(items)}"
-            )
+
+def _require_many(values: object, name: str) -> None:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} には並びを渡してください(一つなら [ ] に入れる): {shown(values)}")
 
 
 def _encoded(item: object) -> bytes:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from chapter04.gpt import GPT
 from chapter04.preferences import Pair, PairBatches, pair_tensors, token_log_probs
-from shared.checks import require_int, require_number
+from shared.checks import require_int, require_number, shown
 from shared.training import Result, train
 
 
@@ -76,7 +76,7 @@ def dpo_loss(
             付けた、両方の順の損失の和。
 
     Raises:
-        TypeError, ValueError: 形が違う、空、`beta` が正でないとき。
+        TypeError, ValueError: 形が違う、空、`beta` が正でない、`preferred` が 0 から 1 の外のとき。
     """
     _require_beta(beta)
     given = policy_chosen, policy_rejected, ref_chosen, ref_rejected
@@ -84,6 +84,11 @@ def dpo_loss(
         raise ValueError(
             "四つの対数確率は、同じ形の (N,)、N は 1 以上にしてください: "
             f"{'、'.join(str(tuple(one.shape)) for one in given)}"
+        )
+    p = torch.as_tensor(preferred)
+    if p.shape not in ((), given[0].shape) or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(
+            f"preferred は 0 以上 1 以下の確率か、その (N,) にしてください: {shown(preferred)}"
         )
     margin = implicit_reward(policy_chosen, ref_chosen, beta) - implicit_reward(
         policy_rejected, ref_rejected, beta
@@ -127,7 +132,7 @@ def train_dpo(
     平均 margin が加わる。`options` は train に渡す。
 
     Raises:
-        TypeError, ValueError: 引数が誤っている、`pairs` が空のとき。
+        TypeError, ValueError: 引数が誤っている、`pairs` が空、id が語彙の外のとき。
     """
     _require_beta(beta)
     require_int(steps, "steps", minimum=1)

@@ -129,14 +129,14 @@ def warmup_linear(peak: float, steps: int, warmup: float = 0.05) -> Callable[[in
 def cosine(peak: float, warmup: int, steps: int) -> Callable[[int], float]:
     """0 から `peak` まで `warmup` 歩で上げ、cos の半周期で 0 に下げる学習率(歩数は 1 から)。
 
-    Radford+ 2018, 4.1 節の形。
+    Radford+ 2018, 4.1 節の形。`steps` が `warmup` 以下なら、下げる前に学習が終わる。
     """
     return lambda step: (
         peak
         * (
             step / warmup
             if step <= warmup
-            else (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+            else (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup)))) / 2
         )
     )
 

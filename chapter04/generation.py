@@ -32,17 +32,17 @@ PLAIN = {
 }  # fmt: skip
 
 
-def generate(
+def generate(  # noqa: PLR0917
     model: GPT,
     ids: Tensor,
     max_new_tokens: int,
-    *,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    repetition_penalty: float = 1.0,
     generator: torch.Generator | None = None,
     use_cache: bool = True,
+    *,
+    repetition_penalty: float = 1.0,
     stop: int | None = None,
 ) -> Tensor:
     """`ids` (B, T) の続きを `max_new_tokens` 個ずつ選んだ id (B, T + max_new_tokens)。
@@ -55,14 +55,15 @@ def generate(
         ids: 書き出しの id (B, T)。
         max_new_tokens: 選ぶトークンの数。T との和が `model.config.context` を超えてはならない。
         temperature, top_k, top_p: `filter_logits` を見よ。
-        repetition_penalty: `penalize_repetition` の θ。1 なら何もしない。
         generator: 乱数の出所。同じ種からは同じ文ができる。
         use_cache: KV キャッシュを使うか。使わなくても結果は同じ。
+        repetition_penalty: `penalize_repetition` の θ。1 なら何もしない。
         stop: この id を選んだ文はそこで終わりとし、残りも同じ id で埋める。
 
     Raises:
         TypeError: `ids` が整数のテンソルでない、ほかの引数が数でないとき。
         ValueError: `ids` の形か値が範囲の外、生成が文脈の長さを超える、ほかの引数が範囲の外のとき。
+            モデルの logits が有限でないとき。
     """
     _require_filter(temperature, top_k, top_p)
     _require_positive(repetition_penalty, "repetition_penalty")
@@ -78,6 +79,10 @@ def generate(
         advance = _advance(model, cache, total)
         for end in range(ids.shape[1], total):
             logits = model.output(hidden).float()  # (B, V)
+            if end == ids.shape[1]:  # 重みが壊れていれば、はじめから壊れている
+                _require_finite(
+                    logits, "model の logits が有限ではありません。重みを確かめてください"
+                )
             logits = penalize_repetition(logits, tokens[:, :end], repetition_penalty)
             if top_k == 1:
                 chosen = logits.argmax(dim=-1)
@@ -108,11 +113,12 @@ def filter_logits(
             Holtzman+ 2020。少なくとも一つは残る)。
 
     Raises:
-        TypeError, ValueError: 引数が範囲の外のとき。
+        TypeError, ValueError: 引数が範囲の外のとき(温度で割ると logits があふれるときも)。
     """
     _require_filter(temperature, top_k, top_p)
     if temperature != 1:
         logits = logits / temperature
+        _require_finite(logits, f"temperature が小さすぎて、logits があふれます: {temperature}")
     if top_k is not None and top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, -math.inf)
@@ -222,6 +228,12 @@ def _advance(model: GPT, cache: GPTCache | None, capacity: int) -> Step:
 def _require_positive(value: float, name: str) -> None:
     if require_number(value, name) <= 0:
         raise ValueError(f"{name} は 0 より大きい数にしてください: {shown(value)}")
+
+
+def _require_finite(logits: Tensor, message: str) -> None:
+    """どの行にも、選べるものがあるか確かめる(-inf は、選ばないものの印なのでよい)。"""
+    if not logits.amax(dim=-1).isfinite().all():
+        raise ValueError(message)
 
 
 def _require_filter(temperature: float, top_k: int | None, top_p: float | None) -> None:

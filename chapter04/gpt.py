@@ -163,8 +163,7 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        if not isinstance(config, GPTConfig):
-            raise TypeError(f"config には GPTConfig を渡してください: {shown(config)}")
+        _require_config(config)
         assert config.d_ff is not None
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
@@ -268,7 +267,7 @@ class GPT(nn.Module):
                 する(形からは分からないため)。
 
         Raises:
-            TypeError: 値がテンソルでないとき。
+            TypeError: 値がテンソルでない、型がまちまちか整数、`config` が GPTConfig でないとき。
             ValueError: キーが足りない、余る、形が違うとき(すべての名前を挙げる)。寸法が分からない
                 とき。
         """
@@ -280,42 +279,54 @@ class GPT(nn.Module):
         tied = head is None or (tokens in tensors and torch.equal(head, tensors[tokens]))
         if config is None:
             numbers = {m[1] for name in tensors if (m := re.match(r"h\.(\d+)\.", name))}
-            n_layers = max(len(numbers), 1)
-            norm_first, tie_output = gpt2, tied
+            n_layers, norm_first, tie_output = max(len(numbers), 1), gpt2, tied
         else:
+            _require_config(config)
             n_layers, norm_first, tie_output = config.n_layers, config.norm_first, config.tie_output
         names = {tokens: ["token_embedding.weight"], positions: ["position_embedding.weight"]}
         names |= _huggingface_names(n_layers, norm_first)
-        if not tie_output:
+        if head is not None or not tie_output:
             names["lm_head.weight"] = ["output.weight"]
-        missing = [name for name in names if name not in tensors]
-        extra = [name for name in tensors if name not in {*names, "lm_head.weight"}]
-        if config is None and not missing:
+        found = {
+            "足りないキー": [name for name in names if name not in tensors],
+            "余るキー": [name for name in tensors if name not in names],
+        }
+        if config is None:
+            require_loadable(tensors, found)
             sources = (tokens, positions, "h.0.mlp.c_fc.weight")
             config = GPTConfig(
                 **_inferred(*(tensors[name] for name in sources)),
                 n_layers=n_layers, norm_first=norm_first, tie_output=tie_output,
             )  # fmt: skip
-        wrong: list[str] = []
-        if config is not None:
-            with torch.device("meta"):
-                model = cls(config)
-            wrong, loaded = _converted(tensors, names, model.state_dict())
-            if not (missing or extra or wrong):
-                if tie_output and not tied:
-                    raise ValueError(
-                        "lm_head.weight がトークンの埋め込みと違います。"
-                        "config の tie_output を False にしてください"
-                    )
-                model.load_state_dict(loaded, assign=True, strict=False)
-                if tie_output:
-                    model.output.weight = model.token_embedding.weight
-                return model
-        found = {"足りないキー": missing, "余るキー": extra, "形が違うキー": wrong}
-        raise ValueError(
-            "state_dict がモデルと合いません。"
-            + "。".join(f"{kind}: {', '.join(names)}" for kind, names in found.items() if names)
-        )
+        with torch.device("meta"):
+            model = cls(config)
+        wrong, loaded = _converted(tensors, names, model.state_dict())
+        require_loadable(tensors, found | {"形が違うキー": wrong})
+        if tie_output and not tied:
+            raise ValueError(
+                "lm_head.weight がトークンの埋め込みと違います。"
+                "config の tie_output を False にしてください"
+            )
+        model.load_state_dict(loaded, assign=True, strict=False)
+        if tie_output:
+            model.output.weight = model.token_embedding.weight
+        return model
+
+
+def require_loadable(tensors: Mapping[str, Tensor], problems: Mapping[str, list[str]]) -> None:
+    """問題 {種類: キー} が一つもなく、どの重みも同じ浮動小数点数の型か確かめる。"""
+    if any(problems.values()):
+        found = "。".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
+        raise ValueError(f"state_dict がモデルと合いません。{found}")
+    kinds = {value.dtype: name for name, value in tensors.items()}
+    if len(kinds) > 1 or not all(dtype.is_floating_point for dtype in kinds):
+        found = "、".join(f"{name} は {dtype}" for dtype, name in kinds.items())
+        raise TypeError(f"state_dict は、同じ浮動小数点数の型に揃えてください: {found}")
+
+
+def _require_config(config: object) -> None:
+    if not isinstance(config, GPTConfig):
+        raise TypeError(f"config には GPTConfig を渡してください: {shown(config)}")
 
 
 def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

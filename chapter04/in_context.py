@@ -213,7 +213,16 @@ class LinearSelfAttention(nn.Module):
         )  # どれも (出力, 入力)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """トークン (B, N + 1, d + 1) を同じ形に写す。最後の一つが問い。"""
+        """トークン (B, N + 1, d + 1) を同じ形に写す。最後の一つが問い。
+
+        Raises:
+            ValueError: 形が違うとき。
+        """
+        if tokens.dim() != 3 or tokens.shape[-1] != len(self.key):
+            raise ValueError(
+                f"tokens の形は (課題の数, 例の数 + 1, {len(self.key)}) にしてください: "
+                f"{tuple(tokens.shape)}"
+            )
         examples = tokens[:, :-1]
         k, v = examples @ self.key.T, examples @ self.value.T  # (B, N, d + 1)
         q = tokens @ self.query.T  # (B, N + 1, d + 1)

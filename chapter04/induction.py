@@ -30,6 +30,7 @@ from chapter03.positional import Rotary
 from shared.attention import MultiHeadAttention
 from shared.checks import require_int
 from shared.device import seed_everything
+from shared.ids import require_ids
 from shared.training import Result, train
 from shared.transformer import FeedForward, Residual
 
@@ -166,7 +167,12 @@ class InductionModel(nn.Module):
         self.output = nn.Linear(d_model, symbols, bias=False)
 
     def forward(self, ids: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """記号の列 (B, n) から、次の記号の logits (B, n, symbols)。"""
+        """記号の列 (B, n) から、次の記号の logits (B, n, symbols)。
+
+        Raises:
+            TypeError, ValueError: 整数のテンソルでない、形が違う、記号が範囲の外のとき。
+        """
+        require_ids(ids, "ids", self.embedding.num_embeddings)
         x = self.embedding(ids)
         for layer in self.layers:
             x = layer(x, maps)

@@ -56,11 +56,20 @@ class JapaneseGPT:
     ) -> list[str]:
         """`prompt` に続けて書いた文書を `n` 個返す(prompt も含む。区切りが出たら終わる)。
 
+        `prompt` は、学習した和文と同じく 1 行に整える(`normalise`)。改行は、英数字の間では空白に
+        なり、ほかでは消える。
+
         Raises:
-            TypeError, ValueError: 引数が `generation.generate` の許す範囲にないとき。
+            TypeError, ValueError: 引数が `generation.generate` の許す範囲にない、`prompt` が文脈に
+                収まらないとき。
         """
         require_int(n, "n", minimum=1)
-        ids = [self.end, *self.tokenizer.encode(normalise(prompt, "ja"))]
+        generator = torch.Generator(self.device).manual_seed(require_int(seed, "seed", minimum=0))
+        ids = [self.end, *self.tokenizer.encode(normalise(require_text(prompt, "prompt"), "ja"))]
+        if len(ids) >= (context := self.model.config.context):
+            raise ValueError(
+                f"prompt は {context - 2} トークン以下にしてください: {len(ids) - 1} トークン"
+            )
         made = generate(
             self.model,
             torch.tensor([ids] * n, device=self.device),
@@ -68,7 +77,7 @@ class JapaneseGPT:
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
-            generator=torch.Generator(self.device).manual_seed(seed),
+            generator=generator,
             stop=self.end,
         )
         return [self._text(row) for row in made[:, 1:].tolist()]
@@ -113,15 +122,21 @@ def log_probs(
     文脈の長さを超える列は窓に切り、窓のはじめのトークンは、前の窓の終わりのものとする。
 
     Raises:
-        ValueError: 長さが 2 に満たない列があるとき。
+        TypeError: id が整数でないとき。
+        ValueError: 長さが 2 に満たない列がある、id が語彙の外のとき。
     """
+    size = model.config.vocab_size
     rows: list[tuple[int, list[int], int]] = []  # (列の番号, 窓, 数え始める位置)
     for i, sequence in enumerate(sequences):
-        if len(sequence) < 2:
-            raise ValueError(f"sequences[{i}] は 2 トークン以上にしてください: {len(sequence)}")
+        name = f"sequences[{i}]"
+        ids = [require_int(one, name, minimum=0) for one in sequence]
+        if len(ids) < 2:
+            raise ValueError(f"{name} は 2 トークン以上にしてください: {len(ids)}")
+        if max(ids) >= size:
+            raise ValueError(f"{name} の id は 0 以上 {size} 未満にしてください: {max(ids)}")
         start = 1 if starts is None else starts[i]
-        for first in range(0, len(sequence) - 1, model.config.context):
-            cut = list(sequence[first : first + model.config.context + 1])
+        for first in range(0, len(ids) - 1, model.config.context):
+            cut = ids[first : first + model.config.context + 1]
             rows.append((i, cut, max(start - first, 1)))
     rows.sort(key=lambda row: len(row[1]))
     totals = [0.0] * len(sequences)
@@ -129,13 +144,13 @@ def log_probs(
     for begin in range(0, len(rows), 64):
         chosen = rows[begin : begin + 64]
         width = len(chosen[-1][1])
-        ids = torch.zeros(len(chosen), width, dtype=torch.long)
+        padded = torch.zeros(len(chosen), width, dtype=torch.long)
         target = torch.full((len(chosen), width - 1), IGNORED)
         for r, (_, cut, start) in enumerate(chosen):
-            ids[r, : len(cut)] = torch.tensor(cut)
-            target[r, start - 1 : len(cut) - 1] = ids[r, start : len(cut)]
-        ids, target = ids.to(device), target.to(device)
-        logits = model(ids[:, :-1]).float()  # (B, T, V)
+            padded[r, : len(cut)] = torch.tensor(cut)
+            target[r, start - 1 : len(cut) - 1] = padded[r, start : len(cut)]
+        padded, target = padded.to(device), target.to(device)
+        logits = model(padded[:, :-1]).float()  # (B, T, V)
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
         )

@@ -130,7 +130,8 @@ class KneserNey:
         """`context` の次に `token` が来る確率。文頭からの文脈なら、先頭に `bos` を置く。
 
         Raises:
-            TypeError, ValueError: id が整数でない、0 以上 `vocab_size` 未満でないとき。
+            TypeError, ValueError: id が整数でない、0 以上 `vocab_size` 未満でない、まだ何も学んで
+                いないとき。
         """
         token = require_int(token, "token")
         history = self._checked([*context, token], "context と token")
@@ -172,6 +173,8 @@ class KneserNey:
 
     def _probabilities(self, ids: Ids, position: Ids) -> Numbers:
         """つないだ id の列の、各位置の id の確率。`position` は列の先頭からの位置。"""
+        if len(self._alpha) < self.order:
+            raise ValueError("まだ何も学んでいません。KneserNey.train で作ってください")
         p = np.full(len(ids), self._uniform)
         if self.bos != self.eos:
             p[ids == self.bos] = 0.0
@@ -210,7 +213,8 @@ class KneserNey:
     def _checked(self, values: list[int], name: str) -> Ids:
         """範囲の中の整数だけでできた配列にする。"""
         ids = np.asarray(values) if values else np.zeros(0, np.int64)
-        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        booleans = {bool, np.bool_} & set(map(type, values))  # 整数と混ざると、0 と 1 になる
+        if ids.ndim != 1 or ids.dtype.kind not in "iu" or booleans:
             raise TypeError(f"{name} には整数の列を渡してください: {shown(values)}")
         if len(ids) and not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise ValueError(

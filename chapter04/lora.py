@@ -183,6 +183,7 @@ def load_lora(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """`lora_state_dict` の行列を写しとる。
 
     Raises:
+        TypeError: 値がテンソルでないとき。
         ValueError: LoRA が付いていない、差分を足しこんだままである、キーや形が合わない(合わないもの
             をすべて挙げる)とき。
     """
@@ -190,6 +191,9 @@ def load_lora(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     if merged := [name for name, layer in layers.items() if layer.merged]:
         raise ValueError(f"先に unmerge_lora で差分を引いてください: {', '.join(merged)}")
     matrices = {f"{n}.{key}": getattr(layer, key) for n, layer in layers.items() for key in "AB"}
+    for name in matrices:
+        if name in state and not isinstance(state[name], Tensor):
+            raise TypeError(f"state の {name} はテンソルにしてください: {shown(state[name])}")
     problems = [f"{name} が足りません" for name in matrices if name not in state]
     problems += [f"{name} は余分です" for name in state if name not in matrices]
     problems += [

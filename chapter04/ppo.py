@@ -29,7 +29,7 @@ from chapter04.preferences import (
     require_finite,
     token_log_probs,
 )
-from chapter04.reward_model import RewardModel
+from chapter04.reward_model import RewardModel, last_position
 from shared.checks import require_int, require_number, require_rate
 from shared.training import train
 
@@ -51,7 +51,7 @@ def token_rewards(
         beta: KL に掛ける係数。
 
     Raises:
-        TypeError, ValueError: 形が違う、報酬が有限でない、`beta` が負のとき。
+        TypeError, ValueError: 形が違う、報酬が有限でない、答えのない行がある、`beta` が負のとき。
     """
     require_number(beta, "beta", 0)
     if not (
@@ -62,7 +62,7 @@ def token_rewards(
             f"{'、'.join(str(tuple(x.shape)) for x in (scores, log_probs, ref_log_probs, mask))}"
         )
     require_finite(scores, "scores")
-    last = mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)  # 自分が最後の True
+    last = torch.zeros_like(mask).scatter(1, last_position(log_probs, mask)[:, None], True)
     return torch.where(mask, -beta * (log_probs - ref_log_probs), 0.0) + last * scores[:, None]
 
 
@@ -82,9 +82,7 @@ def advantages(
     Raises:
         TypeError, ValueError: 形が違う、報酬か価値が有限でない、係数が範囲の外のとき。
     """
-    for name, value in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= require_number(value, name) <= 1:
-            raise ValueError(f"{name} は 0 以上 1 以下にしてください: {value}")
+    _require_discounts(gamma, lam)
     mask = torch.ones_like(rewards, dtype=torch.bool) if mask is None else mask
     if not rewards.shape == values.shape == mask.shape or rewards.dim() != 2:
         raise ValueError(
@@ -120,8 +118,7 @@ def ppo_loss(
     Raises:
         TypeError, ValueError: 形が違う、`clip` が正の数でないとき。
     """
-    if require_number(clip, "clip") <= 0:
-        raise ValueError(f"clip は 0 より大きい数にしてください: {clip}")
+    _require_clip(clip)
     if not new_log_probs.shape == old_log_probs.shape == advantages.shape:
         shapes = (new_log_probs, old_log_probs, advantages)
         raise ValueError(
@@ -136,6 +133,17 @@ def ppo_loss(
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """印のある所の平均(`mask` を省けば全体の平均)。"""
     return values.mean() if mask is None else values[mask].mean()
+
+
+def _require_discounts(gamma: float, lam: float) -> None:
+    for name, value in (("gamma", gamma), ("lam", lam)):
+        if not 0 <= require_number(value, name) <= 1:
+            raise ValueError(f"{name} は 0 以上 1 以下にしてください: {value}")
+
+
+def _require_clip(clip: float) -> None:
+    if require_number(clip, "clip") <= 0:
+        raise ValueError(f"clip は 0 より大きい数にしてください: {clip}")
 
 
 # ---- 学習 -----------------------------------------------------------------------------------
@@ -177,7 +185,8 @@ class PPOConfig:
             require_int(getattr(self, name), name, minimum=1)
         for name in ("beta", "rate", "value_weight", "entropy_weight", "ptx_weight"):
             require_number(getattr(self, name), name, 0)
-        require_rate(self.clip, "clip")
+        _require_clip(require_rate(self.clip, "clip"))
+        _require_discounts(self.gamma, self.lam)
 
     @property
     def steps(self) -> int:
@@ -242,13 +251,13 @@ class Rollouts:
         require_finite(scores, "reward", f"PPO の {len(self.history) + 1} 反復目、答えの ")
         record = {
             "iteration": len(self.history) + 1,
-            "proxy": float(scores.mean()),
+            "proxy": float(scores.double().mean()),
             "kl": float(kl_divergence(policy, self.reference, ids, mask).mean()),
         }
         if self.gold is not None:
             gold = self.gold(ids, mask)
             require_finite(gold, "gold")
-            record["gold"] = float(gold.mean())
+            record["gold"] = float(gold.double().mean())
         self.history.append(record)
 
         log_probs = token_log_probs(policy, ids, mask)
@@ -304,6 +313,7 @@ def train_ppo(
             "pretraining(事前学習の文)と、正の ptx_weight は、両方を渡すか両方を省いてください: "
             f"ptx_weight = {config.ptx_weight}"
         )
+    policy.require_ids(prompts, name="prompts")
     torch.manual_seed(require_int(seed, "seed", minimum=0))
     generator = torch.Generator().manual_seed(seed)
     reference = policy.eval()

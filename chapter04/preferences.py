@@ -24,6 +24,7 @@ from chapter04.finetune import pad_rows
 from chapter04.generation import generate
 from chapter04.gpt import GPT, GPTConfig
 from shared.checks import require_int, require_number, shown
+from shared.ids import require_ids
 from shared.training import to_device, train
 
 DIGITS, START, LENGTH = 10, 10, 10
@@ -71,10 +72,14 @@ def pair_tensors(
     {"chosen": {"ids": (N, T), "mask": (N, T)}, "rejected": 同じ形}
 
     Raises:
+        TypeError: `Pair` でないものがあるとき。
         ValueError: `pairs` が空のとき。
     """
     if not pairs:
         raise ValueError("pairs に 1 組以上を渡してください: 0 組")
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, Pair):
+            raise TypeError(f"pairs[{i}] には Pair を渡してください: {shown(pair)}")
     rows = [
         ((*pair.prompt, *answer), (False,) * len(pair.prompt) + (True,) * len(answer))
         for side in ("chosen", "rejected")
@@ -164,6 +169,7 @@ def sample_pairs(
     """
     require_int(count, "count", minimum=1)
     require_number(temperature, "temperature", 0)
+    policy.require_ids(prompts, name="prompts")
     pairs: list[Pair] = []
     while len(pairs) < count:
         before, tries = len(pairs), max(count - len(pairs), MIN_TRIES)
@@ -225,7 +231,11 @@ def token_log_probs(policy: GPT, ids: Tensor, mask: Tensor) -> Tensor:
     """答えの各トークンの log π(x_{t+1} | x_≤t) (B, T - 1)。答えでない所は 0。
 
     一文の答えの対数確率は、その和である。
+
+    Raises:
+        TypeError, ValueError: id が整数でない、語彙か文脈の外のとき。
     """
+    require_ids(ids, "ids", policy.config.vocab_size)
     chosen = log_distributions(policy, ids).gather(-1, ids[:, 1:, None])[..., 0]
     return chosen.masked_fill(~mask[:, 1:], 0.0)
 

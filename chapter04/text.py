@@ -16,7 +16,7 @@ from torch import Tensor
 from chapter03.parallel_text import key, normalise
 from shared import datasets
 from shared.archives import DataError
-from shared.checks import require_int, require_rate, require_text
+from shared.checks import require_int, require_rate, require_text, shown
 
 SHARES = {"validation": 0.01, "test": 0.01}  # 検証と試験に回す文書の割合
 REACH = 4  # 繰り返す文書を選ぶ、近さ
@@ -48,7 +48,8 @@ def documents(path: Path | str | None = None) -> list[str]:
     try:
         text = clean(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise DataError(f"コーパス {path} を読めません: {error.strerror}") from None
+        reason = "ファイルではなくフォルダーです" if Path(path).is_dir() else error.strerror
+        raise DataError(f"コーパス {path} を読めません: {reason}") from None
     except UnicodeDecodeError as error:
         raise DataError(
             f"コーパス {path} は UTF-8 ではありません({error.start} バイト目)。UTF-8 で"
@@ -61,7 +62,12 @@ def documents(path: Path | str | None = None) -> list[str]:
 
 
 def deduplicate(texts: Iterable[str]) -> list[str]:
-    """大文字と小文字・記号・空白を除いて同じ文書は、はじめの一つだけを残す。"""
+    """大文字と小文字・記号・空白を除いて同じ文書は、はじめの一つだけを残す。
+
+    Raises:
+        TypeError: `texts` が、文書の並びでなく一つの文字列のとき。
+    """
+    _require_many(texts)
     kept: dict[str, str] = {}
     for text in texts:
         kept.setdefault(key(text, "ja"), text)
@@ -74,8 +80,10 @@ def split(texts: Iterable[str], shares: Mapping[str, float] = SHARES) -> dict[st
     行き先は `key` のハッシュ値だけで決まるので、ほかの文書が増えても、順が変わっても同じである。
 
     Raises:
+        TypeError: `texts` が、文書の並びでなく一つの文字列のとき。
         ValueError: 割合が 0 以上 1 未満でない、和が 1 以上のとき。
     """
+    _require_many(texts)
     if sum(require_rate(share, name) for name, share in shares.items()) >= 1:
         raise ValueError(f"shares の和は 1 未満にしてください: {dict(shares)}")
     parts: dict[str, list[str]] = {"train": [], **{name: [] for name in shares}}
@@ -89,6 +97,11 @@ def split(texts: Iterable[str], shares: Mapping[str, float] = SHARES) -> dict[st
             number -= share
         parts[chosen].append(text)
     return parts
+
+
+def _require_many(texts: object) -> None:
+    if isinstance(texts, str):
+        raise TypeError(f"texts には文書の並びを渡してください: {shown(texts)}")
 
 
 def windows(ids: Sequence[int] | Tensor, context: int, stride: int) -> tuple[Tensor, Tensor]:

@@ -220,7 +220,7 @@ def test_the_sizes_are_inferred_from_the_shapes(n_heads, next_sentence):
     output = theirs(IDS)
     expected = output.prediction_logits if next_sentence else output.logits
     torch.testing.assert_close(ours(IDS), expected, atol=1e-9, rtol=1e-9)
-    with pytest.raises(ValueError, match="ヘッドの数が分からない"):
+    with pytest.raises(ValueError, match="config を渡してください"):
         Bert.from_huggingface(twin(small()).state_dict())
 
 
@@ -241,29 +241,58 @@ def test_every_missing_extra_or_misshapen_key_is_named():
     norm = "bert.embeddings.LayerNorm.bias"
     extra = {"bert.pooler.dense.weight": torch.ones(1), "cls.other": torch.ones(1)}
     broken = {k: v for k, v in weights.items() if k not in (query, norm)} | extra
-    with pytest.raises(ValueError, match="足りません") as caught:
+    with pytest.raises(ValueError, match="足りないキー") as caught:
         Bert.from_huggingface(broken, small())
-    assert all(name in str(caught.value) for name in (query, norm, *extra, "余ります"))
+    assert all(name in str(caught.value) for name in (query, norm, *extra, "余るキー"))
     assert "intermediate" not in str(caught.value)
-    with pytest.raises(ValueError, match="足りません") as caught:
+    with pytest.raises(ValueError, match="足りないキー") as caught:
         Bert.from_huggingface(weights, small(n_layers=3))
     assert str(caught.value).count("layer.2.") == 16
-    with pytest.raises(ValueError, match="余ります") as caught:
+    with pytest.raises(ValueError, match="余るキー") as caught:
         Bert.from_huggingface(weights, small(n_layers=1))
     assert str(caught.value).count("layer.1.") == 16
 
-    shapes = {query: torch.ones(16, 15), norm: torch.ones(17)}
-    with pytest.raises(ValueError, match="形が違います") as caught:
-        Bert.from_huggingface({**weights, **shapes}, small())
-    for name, wanted in ((query, "(16, 15)(正しくは (16, 16))"), (norm, "(17,)(正しくは (16,))")):
-        assert f"{name} {wanted}" in str(caught.value)
+    decoder = "cls.predictions.decoder.weight"
+    shapes = {query: torch.ones(16, 15), norm: torch.ones(17), decoder: torch.ones(16, 23)}
+    wanted = ("(16, 15)(正しくは (16, 16))", "(17,)(正しくは (16,))", "(16, 23)(正しくは (23, 16))")
+    broken = {k: v for k, v in weights.items() if "segment" not in k and "token_type" not in k}
+    with pytest.raises(ValueError, match=r"足りないキー: .*token_type.*余るキー: cls\.o") as caught:
+        Bert.from_huggingface({**broken, **shapes, "cls.other": torch.ones(1)}, small())
+    for name, words in zip(shapes, wanted, strict=True):
+        assert f"{name} {words}" in str(caught.value)
     for name in ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias"):
         with pytest.raises(ValueError, match=f"{name} は .* と同じ"):
             Bert.from_huggingface({**weights, name: weights[name] + 1}, small())
     with pytest.raises(TypeError, match=r"cls\.predictions\.bias はテンソル"):
         Bert.from_huggingface({**weights, "cls.predictions.bias": [0.0]}, small())
-    with pytest.raises(ValueError, match="足りません"):
+    with pytest.raises(ValueError, match="足りないキー"):
         Bert.from_huggingface({})
+
+
+@pytest.mark.parametrize("config", [small(), None])
+@pytest.mark.parametrize(
+    ("changed", "dtype", "words"),
+    [
+        ("", torch.int64, r"decoder\.bias は torch\.int64"),
+        ("position", torch.int64, r"position_embeddings\.weight は torch\.int64"),
+        ("position", torch.float32, r"torch\.float64.*position_embeddings.* は torch\.float32"),
+        ("decoder.weight", torch.float32, r"decoder\.weight は torch\.float32"),
+    ],
+)
+def test_dtypes_must_be_one_floating_type(changed, dtype, words, config):
+    weights = twin(config or small(d_model=64, n_heads=1)).state_dict()
+    mixed = {k: v.to(dtype) if changed in k else v for k, v in weights.items()}
+    with pytest.raises(TypeError, match=words):
+        Bert.from_huggingface(mixed, config)
+
+
+def test_another_config_and_a_flat_embedding_are_refused():
+    weights = twin(small(d_model=64, n_heads=1)).state_dict()
+    with pytest.raises(TypeError, match="config には BertConfig"):
+        Bert.from_huggingface(weights, {})  # pyright: ignore[reportArgumentType]
+    flat = {"bert.embeddings.word_embeddings.weight": torch.tensor(1.0).double()}
+    with pytest.raises(ValueError, match="config を渡してください"):
+        Bert.from_huggingface({**weights, **flat})
 
 
 # ---- 穴のあけ方 ----------------------------------------------------------------------------

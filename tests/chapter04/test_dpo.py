@@ -78,6 +78,20 @@ def test_bad_input_is_refused():
         train_dpo(gpt(), [Pair([0], [1], [2])], beta=-1.0)
     with pytest.raises(ValueError, match="1 組以上"):
         train_dpo(gpt(), [])
+    for pair in (Pair([0], [1], [3]), Pair([0], [7], [1]), Pair([3], [1], [2])):
+        with pytest.raises(ValueError, match="ids は 0 以上 3 未満"):
+            train_dpo(gpt(), [Pair([0], [1], [2]), pair])
+    with pytest.raises(TypeError, match=r"pairs\[1\] には Pair"):
+        train_dpo(gpt(), [Pair([0], [1], [2]), ([0], [1], [2])])  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    "preferred", [2, -0.1, math.nan, torch.tensor([0.5] * 5 + [1.1]), torch.tensor([0.5] * 5)]
+)
+def test_preferred_is_a_probability(preferred):
+    with pytest.raises(ValueError, match="preferred は 0 以上 1 以下"):
+        dpo_loss(*numbers(), 0.1, preferred=preferred)
+    assert dpo_loss(*numbers(), 0.1, preferred=0) != dpo_loss(*numbers(), 0.1, preferred=1)
 
 
 # ---- π* ∝ π_ref exp(r / β) ------------------------------------------------------------------

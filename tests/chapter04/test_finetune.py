@@ -13,6 +13,7 @@ from chapter04.finetune import (
     accuracy,
     answer,
     classification_loss,
+    cosine,
     exact_match,
     freeze,
     pad_rows,
@@ -297,6 +298,15 @@ def test_gpt1_fine_tuning_learns():
     batch = {"ids": ids, "lengths": lengths, "labels": (ids[:, 0] % 2)}
     train(model, [batch], classification_loss, steps=60, rate=1e-2, progress=False)
     assert accuracy(model, [batch]) > 0.95
+
+
+@pytest.mark.parametrize("steps", [0, 3, 5])
+def test_cosine_of_few_steps_only_rises(steps):
+    """`warmup` より短い学習では上がるだけで、終わった後は 0 のまま。0 で割らない。"""
+    rate = cosine(2.0, 5, steps)
+    assert [rate(step) for step in range(1, 6)] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert [rate(6), rate(20)] == pytest.approx([0, 0], abs=1e-12)
+    assert [cosine(2.0, 5, 9)(step) for step in (7, 9, 15)] == pytest.approx([1, 0, 0], abs=1e-12)
 
 
 # ---- 誤った入力 ------------------------------------------------------------------------------

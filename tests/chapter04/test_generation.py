@@ -1,5 +1,7 @@
 """chapter04.generation: transformers の generate と LogitsProcessor との一致、分布、入力の検査。"""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -242,6 +244,8 @@ def test_sampled_frequencies_follow_the_filtered_distribution(options):
         ({"temperature": -1.0}, ValueError, "temperature"),
         ({"temperature": float("nan")}, ValueError, "temperature"),
         ({"temperature": "hot"}, TypeError, "temperature"),
+        ({"temperature": 1e-45}, ValueError, "temperature が小さすぎて.*1e-45"),
+        ({"temperature": 1e-300}, ValueError, "temperature が小さすぎて.*1e-300"),
         ({"top_k": 0}, ValueError, "top_k は 1 以上"),
         ({"top_k": 2.5}, TypeError, "top_k"),
         ({"top_p": 0.0}, ValueError, "top_p は 0 より大きく 1 以下"),
@@ -264,3 +268,21 @@ def test_bad_arguments_are_refused(changes, error, words):
     with pytest.raises(error, match=words):
         generate(model, **{"ids": IDS, "max_new_tokens": 3, **changes})
     assert model.training
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"temperature": 0.5, "use_cache": False}])
+def test_logits_that_are_not_finite_are_refused(bad, options):
+    """貪欲法でも、NaN を選ばずに断る。"""
+    model = model_of()
+    with torch.no_grad():
+        model.token_embedding.weight[7] = bad
+    with pytest.raises(ValueError, match="model の logits が有限ではありません"):
+        generate(model, IDS, 3, **options)
+
+
+def test_options_may_be_given_by_position():
+    model = model_of()
+    made = generate(model, IDS, 6, 0.8, 5, 0.9, seeded(), False)
+    options = {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "use_cache": False}
+    assert torch.equal(made, generate(model, IDS, 6, generator=seeded(), **options))

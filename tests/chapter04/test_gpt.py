@@ -139,6 +139,32 @@ def test_the_number_of_heads_must_be_given_when_it_cannot_be_told():
         GPT.from_huggingface({"wte.weight": [1.0]})  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("config", [CONFIG, None])
+@pytest.mark.parametrize(
+    ("changed", "dtype", "words"),
+    [
+        ("", torch.int64, r"lm_head\.weight は torch\.int64"),
+        ("wpe", torch.int64, r"torch\.float64.*wpe\.weight は torch\.int64"),
+        ("wpe", torch.float32, r"torch\.float64.*wpe\.weight は torch\.float32"),
+        ("lm_head", torch.float32, r"torch\.float64.*lm_head\.weight は torch\.float32"),
+    ],
+)
+def test_dtypes_must_be_one_floating_type(changed, dtype, words, config):
+    weights = theirs(**({"n_embd": 64, "n_head": 1} if config is None else {})).state_dict()
+    mixed = {k: v.to(dtype) if changed in k else v for k, v in weights.items()}
+    with pytest.raises(TypeError, match=words):
+        GPT.from_huggingface(mixed, config)
+
+
+def test_a_misshapen_output_and_another_config_are_named():
+    weights = theirs().state_dict() | {"lm_head.weight": torch.zeros(5, 12)}
+    with pytest.raises(ValueError, match=r"形が違うキー: lm_head\.weight \(5, 12\)\(正しくは"):
+        GPT.from_huggingface(weights, CONFIG)
+    for config in ({"vocab_size": 23}, "gpt2"):
+        with pytest.raises(TypeError, match="config には GPTConfig"):
+            GPT.from_huggingface(weights, config)  # pyright: ignore[reportArgumentType]
+
+
 # ---- 寸法と初期値 ------------------------------------------------------------------------
 
 PUBLISHED = {

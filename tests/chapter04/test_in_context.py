@@ -283,6 +283,9 @@ def test_training_finds_one_step_of_gradient_descent():
         (lambda: gradient_descent_layer(0.1, 3, dimension=0), ValueError, "dimension"),
         (lambda: gradient_descent_layer("0.1", 3), TypeError, "rate"),
         (lambda: LinearSelfAttention(6).predict(tasks_of(), 0), ValueError, "layers"),
+        (lambda: LinearSelfAttention(3)(torch.zeros(3)), ValueError, r"tokens の形.*, 3\).*\(3,\)"),
+        (lambda: LinearSelfAttention(3)(torch.zeros(3, 3)), ValueError, "tokens の形"),
+        (lambda: LinearSelfAttention(3)(torch.zeros(1, 4, 2)), ValueError, "tokens の形"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(call, error, words):

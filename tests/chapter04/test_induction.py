@@ -352,6 +352,9 @@ def test_induction_takes_two_layers():
         (lambda: rows(length=39), "length は 40 以上"),
         (lambda: InductionModel(0), "n_layers"),
         (lambda: InductionModel(1, n_heads=0), "n_heads"),
+        (lambda: InductionModel(1)(torch.tensor([[0, 32]])), "ids は 0 以上 32 未満"),
+        (lambda: InductionModel(1)(torch.tensor([[-1, 0]])), "ids は 0 以上 32 未満"),
+        (lambda: InductionModel(1)(torch.tensor([0, 1])), "ids の形"),
         (lambda: InductionModel(1, n_heads=6), "n_heads で割り切れる"),
         (lambda: ablated(shaken(), [(2, 0)]).__enter__(), "層は 0 以上 2 未満"),
         (lambda: ablated(shaken(), [(-1, 0)]).__enter__(), "層は 0 以上 2 未満"),
@@ -362,3 +365,9 @@ def test_induction_takes_two_layers():
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize("ids", [torch.zeros(1, 3), torch.zeros(1, 3, dtype=torch.bool), [[0, 1]]])
+def test_ids_must_be_integers(ids):
+    with pytest.raises(TypeError, match="ids には整数"):
+        shaken()(ids)

@@ -47,8 +47,22 @@ def test_log_probs_equal_the_plain_sum(gpt):
     expected = [one_by_one(gpt.model, row, s) for row, s in zip(rows, starts, strict=True)]
     assert log_probs(gpt.model, rows, starts) == pytest.approx(expected, abs=1e-4)
     assert log_probs(gpt.model, rows[:1]) == pytest.approx(expected[:1], abs=1e-4)
-    with pytest.raises(ValueError, match=r"sequences\[1\]"):
-        log_probs(gpt.model, [[1, 2], [3]])
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "words"),
+    [
+        ([3], ValueError, "は 2 トークン以上"),
+        ([3, -1], ValueError, "は 0 以上.*-1"),
+        ([3, 280], ValueError, "の id は 0 以上 280 未満.*280"),
+        ([3, 1.5], TypeError, r"には整数.*1\.5"),
+        ([3, True], TypeError, "には整数.*True"),
+        ("猫が", TypeError, "には整数.*猫"),
+    ],
+)
+def test_log_probs_refuse_other_ids(gpt, bad, error, words):
+    with pytest.raises(error, match=rf"sequences\[1\] {words}"):
+        log_probs(gpt.model, [[1, 2], bad])
 
 
 def test_many_rows_keep_their_order(gpt):
@@ -90,10 +104,26 @@ def test_complete_keeps_the_prompt_and_stops_at_the_end(gpt):
     assert made != gpt.complete("犬も", n=40, max_new_tokens=6, seed=4)
     assert gpt._text([5, gpt.end, 6]) == gpt.tokenizer.decode([5])
     assert gpt.complete("犬も?", n=1, max_new_tokens=1)[0].startswith("犬も？")
-    with pytest.raises(ValueError, match="max_new_tokens"):
-        gpt.complete("犬", max_new_tokens=100)
-    with pytest.raises(ValueError, match="n は"):
-        gpt.complete("犬", n=0)
+    assert gpt.complete("犬\n\nも", max_new_tokens=1)[0].startswith("犬も")
+    assert gpt.complete("a\nb", max_new_tokens=1)[0].startswith("a b")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"max_new_tokens": 100}, ValueError, "max_new_tokens"),
+        ({"n": 0}, ValueError, "n は"),
+        ({"prompt": 3}, TypeError, "prompt には文字列"),
+        ({"prompt": "\ud800"}, ValueError, "prompt の 0 文字目"),
+        ({"prompt": "a" * 15}, ValueError, "prompt は 14 トークン以下.*15"),
+        ({"seed": 1.5}, TypeError, "seed には整数"),
+        ({"seed": -1}, ValueError, "seed は 0 以上"),
+    ],
+)
+def test_complete_names_the_argument(gpt, given, error, words):
+    with pytest.raises(error, match=words):
+        gpt.complete(**{"prompt": "犬", **given})
+    assert gpt.complete("a" * 14, max_new_tokens=1)[0].startswith("a" * 14)
 
 
 def stored(gpt, folder):

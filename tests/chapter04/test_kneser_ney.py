@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from chapter02.byte_level_bpe import ByteLevelBPE
 from chapter04.kneser_ney import (
     FALLBACK,
     CharacterCodec,
@@ -248,6 +249,23 @@ def test_character_codec_spells_rare_characters():
     assert data.decode() == text
 
 
+def test_measure_counts_in_pieces_of_4096():
+    """BPE の単位: 素直な漸化式の log2 の和を、もとの文のバイト数で割ったもの。語彙は 4,096。"""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("あいうえおかきくけこ", k=6)) for _ in range(1200)]
+    train, test = [w + v for w in words for v in words[:2]], [words[0] + "さ", words[1] * 2]
+    bpe = ByteLevelBPE.train(train, 4096)
+    assert bpe.vocab_size == 4096
+    assert max(map(len, bpe.encode_batch(train))) < 12
+    plain = PlainKneserNey(bpe.encode_batch(train), 2, 4098, 4096, 4097)
+    bits = 0.0
+    for sequence in bpe.encode_batch(test):
+        ids = [4096, *sequence, 4097]
+        bits -= sum(math.log2(plain.probability(ids[:t], ids[t])) for t in range(1, len(ids)))
+    n_bytes = (7 + 12) * 3
+    assert measure(train, test, "bpe", 2) == pytest.approx(bits / n_bytes)
+
+
 @pytest.mark.slow
 def test_better_than_add_one_and_lower_orders_on_tatoeba():
     """本物の和文では、次数が高いほど、また 1 を足す平滑化より、bits per byte が小さい。"""
@@ -296,6 +314,8 @@ def test_better_than_add_one_and_lower_orders_on_tatoeba():
         ({"sequences": [[6, 0]]}, ValueError, "bos と eos を入れない"),
         ({"sequences": [[0.5]]}, TypeError, "整数の列"),
         ({"sequences": ["あ"]}, TypeError, "整数の列"),
+        ({"sequences": [[0, True]]}, TypeError, "整数の列.*True"),
+        ({"sequences": [np.array([True, False])]}, TypeError, "整数の列.*True"),
     ],
 )
 def test_bad_training(changes, error, message):
@@ -310,6 +330,12 @@ def test_bad_queries():
     model = small(2)[2]
     with pytest.raises(TypeError, match="token"):
         model.probability([0], 1.5)
+    with pytest.raises(TypeError, match=r"整数の列.*True"):
+        model.probability([True], 1)
+    untrained = KneserNey(2, 7, 5, 6)
+    for ask in (untrained.distribution, untrained.log_prob):
+        with pytest.raises(ValueError, match=r"まだ何も学んでいません。KneserNey\.train"):
+            ask([0])
     with pytest.raises(ValueError, match="0 以上 7 未満"):
         model.probability([7], 1)
     with pytest.raises(ValueError, match="bos と eos"):

@@ -216,6 +216,18 @@ def test_saved_lora_goes_into_another_model():
         load_lora(other, saved)
 
 
+@pytest.mark.parametrize("kind", [torch.Tensor.tolist, torch.Tensor.numpy, lambda _: None])
+def test_only_tensors_are_loaded(kind):
+    """テンソルでないものを断り、ほかの行列も変えない。"""
+    model = gpt()
+    add_lora(model, 2, 4)
+    before, last = lora_state_dict(model), [*lora_state_dict(model)][-1]
+    wrong = {name: value + 1 for name, value in before.items()} | {last: kind(before[last])}
+    with pytest.raises(TypeError, match=f"state の {last} はテンソル"):
+        load_lora(model, wrong)
+    assert all(torch.equal(value, before[name]) for name, value in lora_state_dict(model).items())
+
+
 def test_every_wrong_key_is_named():
     """足りない・余分な・形の違うキーを、すべて挙げる。"""
     model = gpt()

@@ -62,6 +62,8 @@ def test_token_rewards_refuse_bad_input():
         token_rewards(torch.zeros(3), zeros, zeros, MASK, 0.1)
     with pytest.raises(ValueError, match="beta は 0 以上"):
         token_rewards(torch.zeros(2), zeros, zeros, MASK, -0.1)
+    with pytest.raises(ValueError, match="mask の 1 行目に、答えの印"):
+        token_rewards(torch.zeros(2), zeros, zeros, MASK & torch.tensor([[True], [False]]), 0.1)
 
 
 # ---- アドバンテージ ---------------------------------------------------------------------------
@@ -346,11 +348,38 @@ def test_entropy_and_pretraining_terms_pull_the_policy():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"iterations": 0}, {"beta": -0.1}, {"clip": 1.0}, {"rate": -1}, {"rollouts": 1.5}]
-)
+    "wrong",
+    [
+        {"iterations": 0}, {"beta": -0.1}, {"rate": -1}, {"rollouts": 1.5},
+        {"clip": 1.0}, {"clip": 0.0}, {"clip": -0.1},
+        {"gamma": 1.1}, {"gamma": -0.1}, {"lam": 1.1}, {"lam": math.nan}, {"lam": "0.9"},
+    ],
+)  # fmt: skip
 def test_config_is_checked(wrong):
     with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
         PPOConfig(**wrong)
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (2, 0), (3,)])
+def test_prompts_must_not_be_empty(shape):
+    """方策を動かす前に断る。"""
+    policy = gpt().train()
+    with pytest.raises(ValueError, match="prompts の形"):
+        train_ppo(policy, count_twos, torch.zeros(shape, dtype=torch.int64), 2, SMALL)
+    assert policy.training
+
+
+def test_integer_rewards_are_counted_as_numbers():
+    def as_integers(ids, mask):
+        return count_twos(ids, mask).long()
+
+    policy, prompts = gpt(scale=1.0).float(), torch.tensor([[0]])
+    runs = [
+        train_ppo(policy, reward, prompts, 3, SMALL, gold=reward)[1]
+        for reward in (count_twos, as_integers)
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0][-1]["gold"] > 0
 
 
 def test_prompts_are_taken_in_turn():

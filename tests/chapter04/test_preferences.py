@@ -92,6 +92,8 @@ def test_pair_tensors_by_hand():
     assert batch["rejected"]["mask"].int().tolist() == [[0, 1, 0, 0], [0, 0, 1, 1]]
     with pytest.raises(ValueError, match="1 組以上"):
         pair_tensors([])
+    with pytest.raises(TypeError, match=r"pairs\[2\] には Pair.*\(\[7\], \[1\], \[4\]\)"):
+        pair_tensors([*PAIRS, ([7], [1], [4])])  # pyright: ignore[reportArgumentType]
 
 
 def test_batches_visit_every_pair_once_with_its_own_extra():
@@ -157,6 +159,13 @@ def test_answers_end_at_the_stop_in_pairs():
 def test_sample_pairs_refuses_a_policy_that_always_writes_the_same():
     with pytest.raises(RuntimeError, match="違う答えの組"):
         sample_pairs(gpt(vocab_size=1), torch.tensor([[0]]), 3, gold_reward, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("shape", [(0, 1), (2, 0)])
+def test_sample_pairs_refuses_empty_prompts(shape):
+    prompts = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(ValueError, match="prompts の形"):
+        sample_pairs(gpt(), prompts, 3, gold_reward, max_new_tokens=2)
 
 
 # ---- 答えと、その対数確率 --------------------------------------------------------------------

@@ -139,6 +139,26 @@ def test_training_learns_an_order_from_a_copy():
         train_reward_model(start, [])
 
 
+def test_training_leaves_a_frozen_gpt_alone_and_repeats_for_a_seed():
+    """凍らせた GPT はそのまま、写しだけが動く。同じ種からは同じ重みになる。"""
+    start = gpt(scale=1.0).float().requires_grad_(False).train()
+    before = copy.deepcopy(start.state_dict())
+    pairs = [Pair([0], [k % 3, 2], [1, k % 2]) for k in range(12) if [k % 3, 2] != [1, k % 2]]
+    one, two, other = (
+        train_reward_model(start, pairs, steps=5, batch_size=4, seed=seed) for seed in (3, 3, 4)
+    )
+    for name, value in start.state_dict().items():
+        assert torch.equal(value, before[name])
+        assert not torch.equal(one.gpt.state_dict()[name], value), name
+    assert start.training
+    assert not any(p.requires_grad for p in start.parameters())
+    assert all(p.requires_grad for p in one.parameters())
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name])
+        assert value.dtype == torch.float32
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
 # ---- best-of-n ------------------------------------------------------------------------------
 
 

@@ -47,6 +47,15 @@ def test_bad_files_are_named(tmp_path, content, message):
         path.write_bytes(content)
     with pytest.raises(DataError, match=f"bad.txt .*{message}"):
         documents(path)
+    with pytest.raises(DataError, match=r"を読めません: ファイルではなくフォルダーです$"):
+        documents(tmp_path)
+
+
+def test_one_text_is_not_a_list_of_texts():
+    """文字列を渡すと 1 字ずつが文書になってしまうので、断る。"""
+    for function in (deduplicate, split):
+        with pytest.raises(TypeError, match=r"texts には文書の並び.*'猫'"):
+            function("猫")
 
 
 def test_default_documents_are_normalised():
