@@ -12,6 +12,7 @@ from chapter04 import finetune, instruct, japanese_gpt
 from chapter04.finetune import exact_match
 from chapter04.gpt import GPT, GPTConfig
 from chapter04.instruct import NAME, Run, load, main
+from chapter04.instruction_templates import COPIED_OR_COUNTED
 from chapter04.instructions import PARTS, Example
 from chapter04.japanese_gpt import MODEL, SPECIAL_TOKENS, TOKENIZER
 from chapter04.lora import LoRALinear, lora_parameters, lora_state_dict, n_lora_parameters
@@ -65,6 +66,27 @@ def test_settings_leave_few_weights_to_learn():
     count = sum(matrix.numel() for matrix in lora_parameters(model))
     assert count == n_lora_parameters(linears, 8) == 161_280
     assert count < 0.05 * total
+
+
+def test_dropout_is_off(base):
+    """学習のあいだも、出力が決まる。"""
+    model = Run(0, base=base).model.train()
+    ids = torch.tensor([[1, 2, 3, 4]])
+    assert torch.equal(model(ids), model(ids))
+
+
+def test_stored_difference_follows_new_phrasings():
+    """配ってある差分は、学習にない言い回しの、数える・選ぶ・写すに答える。"""
+    gpt = load()
+    asked = {
+        "「私は猫が好きです」とそのまま言ってください。": "私は猫が好きです",
+        "次の言葉の文字の数を答えてください。「カ・メ・ラ」": "3",
+        "「カメラ」と「新聞」のうち、漢字で書いてあるのはどちらですか。": "新聞",
+    }
+    assert finetune.answer(gpt.model, gpt.tokenizer, [*asked]) == [*asked.values()]
+    metrics = weights.read(instruct.WEIGHTS, NAME, instruct.COMMAND)[1]["metrics"]
+    for task in COPIED_OR_COUNTED:
+        assert metrics["test_templates"][task] >= 0.9
 
 
 def test_interrupted_run_equals_an_unbroken_one(base, tmp_path, monkeypatch):

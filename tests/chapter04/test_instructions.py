@@ -197,7 +197,13 @@ def test_no_content_of_the_test_is_in_training(parts):
     for name, examples in parts.items():
         new = name in ("test_contents", "test_both")
         for example in examples:
-            if example.task in ("count", "reverse", "number", "choose", "match"):  # 言葉と数だけの課題
+            if example.task in (
+                "count",
+                "reverse",
+                "number",
+                "choose",
+                "match",
+            ):  # 言葉と数だけの課題
                 assert {is_held_out(content, 0) for content in example.contents} == {new}
 
 
