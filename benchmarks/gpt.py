@@ -35,16 +35,20 @@ TOKENS, STEPS, PROMPT = 2_048, 8, 8  # TOKENS は 1 ステップのトークン�
 # 文脈の長さ、ドロップアウト、こちらの損失と精度、相手の注意と精度
 TRAINING = [
     (128, 0.1, "分けて fp32 保持 配合", "sdpa fp32"),
+    (128, 0.1, "分けて bf16 保持 配合", "sdpa fp32"),
     (128, 0.1, "分けて fp32 保持", "sdpa fp32"),
-    (128, 0.0, "分けて fp32 保持", "sdpa fp32"),
-    (128, 0.0, "同じ式 fp32", "sdpa fp32"),
-    (128, 0.0, "同じ式 bf16", "sdpa fp32"),
-    (128, 0.0, "分けて fp32 保持", "sdpa fp32 保持"),
-    (128, 0.0, "分けて fp32 保持", "eager bf16 保持"),
-    (512, 0.0, "分けて fp32 保持", "sdpa fp32"),
-    (512, 0.0, "同じ式 fp32", "sdpa fp32"),
-    (512, 0.0, "分けて fp32 保持", "sdpa fp32 保持"),
-    (512, 0.0, "分けて fp32 保持", "eager bf16 保持"),
+    (128, 0.1, "分けて bf16 保持", "sdpa fp32"),
+    *(
+        (length, 0.0, ours, peer)
+        for length in (128, 512)
+        for ours, peer in (
+            ("分けて fp32 保持", "sdpa fp32"),
+            ("同じ式 fp32", "sdpa fp32"),
+            ("分けて fp32 保持", "sdpa fp32 保持"),
+            ("分けて bf16 保持", "sdpa bf16 保持"),
+            ("分けて bf16 保持", "eager bf16 保持"),
+        )
+    ),
 ]
 GENERATION = [
     (length, other) for length in (128, 384) for other in ("transformers", "キャッシュなし")
