@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.checks import require_int, require_number, require_text, shown
+from shared.checks import require_int, require_many, require_number, require_text, shown
 
 Gram = tuple[str | int, ...]
 
@@ -138,8 +138,8 @@ def dirty(
     Raises:
         TypeError: `examples` か `documents` が、並びでなく一つの文字列のとき。
     """
-    _require_many(examples, "examples")
-    _require_many(documents, "documents")
+    require_many(examples, "examples")
+    require_many(documents, "documents")
     examples = list(examples)
     n = overlap_length(examples) if n is None else require_int(n, "n", minimum=1)
     grams = [set(ngrams(example, n)) for example in examples]
@@ -203,8 +203,8 @@ def remove_overlaps(
         TypeError, ValueError: 並びでなく一つの文字列を渡した、文が str でない、数が 0(`n` は 1)
             以上の整数でないとき。
     """
-    _require_many(documents, "documents")
-    _require_many(examples, "examples")
+    require_many(documents, "documents")
+    require_many(examples, "examples")
     window = require_int(window, "window", minimum=0)
     documents = list(documents)
     wanted = {gram for example in examples for gram in ngrams(example, n)}
@@ -259,8 +259,8 @@ def substring_matches(
         TypeError, ValueError: 並びでなく一つの文字列を渡した、文が str でない、数が 1 以上の整数で
             ないとき。
     """
-    _require_many(examples, "examples")
-    _require_many(documents, "documents")
+    require_many(examples, "examples")
+    require_many(documents, "documents")
     length = require_int(length, "length", minimum=1)
     count = require_int(count, "count", minimum=1)
     rng = random.Random(require_int(seed, "seed"))
@@ -326,7 +326,7 @@ class BloomFilter:
         Raises:
             TypeError: `items` が文字列のとき(一文字ずつになってしまう)。`add` と同じとき。
         """
-        _require_many(items, "items")
+        require_many(items, "items")
         rest = iter(items)
         while chunk := list(islice(rest, 65536)):
             bits = self._places(chunk).ravel()
@@ -343,7 +343,7 @@ class BloomFilter:
         Raises:
             TypeError: `update` と同じ。
         """
-        _require_many(items, "items")
+        require_many(items, "items")
         rest = iter(items)
         found: list[NDArray[np.bool_]] = [np.zeros(0, dtype=bool)]
         while chunk := list(islice(rest, 65536)):
@@ -369,11 +369,6 @@ class BloomFilter:
         # 先に m で割った余りにしておけば、k 倍しても 64 ビットに収まる
         h1, h2 = (hashes % np.uint64(self.n_bits)).astype(np.int64).T[:, :, None]
         return (h1 + np.arange(self.n_hashes) * h2) % self.n_bits
-
-
-def _require_many(values: object, name: str) -> None:
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} には並びを渡してください(一つなら [ ] に入れる): {shown(values)}")
 
 
 def _encoded(item: object) -> bytes:

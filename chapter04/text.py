@@ -16,7 +16,7 @@ from torch import Tensor
 from chapter03.parallel_text import key, normalise
 from shared import datasets
 from shared.archives import DataError
-from shared.checks import require_int, require_rate, require_text, shown
+from shared.checks import require_int, require_many, require_rate, require_text
 
 SHARES = {"validation": 0.01, "test": 0.01}  # 検証と試験に回す文書の割合
 REACH = 4  # 繰り返す文書を選ぶ、近さ
@@ -67,7 +67,7 @@ def deduplicate(texts: Iterable[str]) -> list[str]:
     Raises:
         TypeError: `texts` が、文書の並びでなく一つの文字列のとき。
     """
-    _require_many(texts)
+    require_many(texts, "texts", "文書の並び")
     kept: dict[str, str] = {}
     for text in texts:
         kept.setdefault(key(text, "ja"), text)
@@ -83,7 +83,7 @@ def split(texts: Iterable[str], shares: Mapping[str, float] = SHARES) -> dict[st
         TypeError: `texts` が、文書の並びでなく一つの文字列のとき。
         ValueError: 割合が 0 以上 1 未満でない、和が 1 以上のとき。
     """
-    _require_many(texts)
+    require_many(texts, "texts", "文書の並び")
     if sum(require_rate(share, name) for name, share in shares.items()) >= 1:
         raise ValueError(f"shares の和は 1 未満にしてください: {dict(shares)}")
     parts: dict[str, list[str]] = {"train": [], **{name: [] for name in shares}}
@@ -97,11 +97,6 @@ def split(texts: Iterable[str], shares: Mapping[str, float] = SHARES) -> dict[st
             number -= share
         parts[chosen].append(text)
     return parts
-
-
-def _require_many(texts: object) -> None:
-    if isinstance(texts, str):
-        raise TypeError(f"texts には文書の並びを渡してください: {shown(texts)}")
 
 
 def windows(ids: Sequence[int] | Tensor, context: int, stride: int) -> tuple[Tensor, Tensor]:

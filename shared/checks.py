@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Iterable
 
 
 def shown(value: object) -> str:
@@ -88,6 +89,18 @@ def require_rate(value: object, name: str) -> float:
     if not 0.0 <= (number := require_number(value, name)) < 1.0:
         raise ValueError(f"{name} は 0 以上 1 未満にしてください: {value}")
     return number
+
+
+def require_many(values: object, name: str, kind: str = "並び") -> None:
+    """`values` が、一つの文字列でなく、並びか確かめる(文字列だと一文字ずつになってしまう)。
+
+    Raises:
+        TypeError: 並びでない、一つの str か bytes であるとき。
+    """
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise TypeError(
+            f"{name} には{kind}を渡してください(一つなら [ ] に入れる): {shown(values)}"
+        )
 
 
 def _is_bool(value: object) -> bool:

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from shared.checks import require_int, require_number, require_rate, require_text, shown
+from shared.checks import (
+    require_int,
+    require_many,
+    require_number,
+    require_rate,
+    require_text,
+    shown,
+)
 
 # ---- shown ------------------------------------------------------------------------------
 
@@ -160,3 +167,12 @@ def test_a_rate_is_from_0_to_just_below_1():
             require_rate(value, "p")
     with pytest.raises(TypeError, match="p には数を"):
         require_rate("0.1", "p")
+
+
+def test_require_many():
+    """並びは通し、一つの文字列と、並びでないものは断る。"""
+    for values in ([], ("a",), iter("ab"), {"a": 1}):
+        require_many(values, "texts")
+    for value in ("猫", b"a", 3, None):
+        with pytest.raises(TypeError, match=r"texts には文書の並びを.*\[ \] に入れる"):
+            require_many(value, "texts", "文書の並び")
