@@ -26,6 +26,7 @@ from chapter04.gpt import require_loadable
 from shared.checks import require_int, require_number, require_rate, shown
 from shared.ids import require_ids
 from shared.transformer import EncoderLayer
+from shared.weights import require_state
 
 PRESETS: dict[str, dict[str, int]] = {
     # Devlin+ 2019, 3 節。語彙は、公開された英語(小文字)のモデルの 30,522。
@@ -224,7 +225,7 @@ class Bert(nn.Module):
                 する(形からは分からないため)。
 
         Raises:
-            TypeError: 値がテンソルでない、型がまちまちか整数、`config` が BertConfig でないとき。
+            TypeError: 対応でない、型がまちまちか整数、`config` が BertConfig でないとき。
             ValueError: キーが足りない、余る、形が違うとき(すべての名前を挙げる)。出力の重みが
                 埋め込みと違うとき。寸法が分からないとき。
         """
@@ -273,10 +274,9 @@ TIED = {
 
 def _renamed(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """位置の番号の buffer を除き、古い名前を今の名前に替えたもの。"""
+    require_state(state_dict, "state_dict")
     tensors = {}
     for key, value in state_dict.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"state_dict の {key} はテンソルにしてください: {shown(value)}")
         name = key.replace("LayerNorm.gamma", "LayerNorm.weight")
         name = name.replace("LayerNorm.beta", "LayerNorm.bias")
         if name != "bert.embeddings.position_ids":

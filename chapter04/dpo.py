@@ -21,6 +21,7 @@ from torch import Tensor
 from chapter04.gpt import GPT
 from chapter04.preferences import Pair, PairBatches, pair_tensors, token_log_probs
 from shared.checks import require_int, require_number, shown
+from shared.device import seed_everything
 from shared.training import Result, train
 
 
@@ -136,8 +137,7 @@ def train_dpo(
     """
     _require_beta(beta)
     require_int(steps, "steps", minimum=1)
-    torch.manual_seed(require_int(seed, "seed", minimum=0))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seed_everything(seed)
     reference, policy = policy, copy.deepcopy(policy).requires_grad_(True)
     with torch.no_grad():
         device = next(reference.parameters()).device

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chapter04.gpt import GPT, GPTConfig
-from shared.checks import require_int
+from shared.checks import require_int, require_seed
 from shared.device import seed_everything
 from shared.training import Result, train
 
@@ -33,7 +33,7 @@ def tables(seed: int = 0) -> Tensor:
     Raises:
         TypeError: `seed` が整数でないとき。
     """
-    generator = torch.Generator().manual_seed(require_int(seed, "seed"))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     return torch.randint(len(KANA), (TABLES, len(DIGITS)), generator=generator)
 
 

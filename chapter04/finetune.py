@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chapter04.generation import generate
 from chapter04.gpt import GPT
 from chapter04.instructions import END, Example, Tokenizer, format_example, prompt_ids
-from shared.checks import require_int, require_number, require_rate, shown
+from shared.checks import require_int, require_number, require_rate, require_seed, shown
 from shared.inference import evaluating
 from shared.training import Result, train
 
@@ -160,7 +160,7 @@ def sft(
         TypeError, ValueError: 引数が誤っている、`examples` が空のとき。
     """
     rows = [format_example(tokenizer, example) for example in examples]
-    generator = torch.Generator().manual_seed(require_int(seed, "seed"))
+    generator = torch.Generator().manual_seed(require_seed(seed))
     batches = SFTBatches(rows, batch_size, generator, tokenizer.special_tokens[END])
     settings: dict[str, Any] = {
         "optimizer": "adamw", "rate": warmup_linear(rate, steps), "betas": (0.9, 0.95),

@@ -26,6 +26,7 @@ from shared.inference import evaluating
 from shared.transformer import ACTIVATIONS, EncoderLayer, FeedForward, Residual
 
 Step = Callable[[Tensor], Tensor]
+Sublayer = Callable[[Tensor, Tensor], Tensor]  # (h, x) から x + 副層(h)
 PLAIN = {
     GPT, nn.ModuleList, EncoderLayer, Residual, MultiHeadAttention, FeedForward,
     nn.Linear, nn.Embedding, nn.LayerNorm, nn.Identity, nn.Dropout, ByteDropout,
@@ -137,13 +138,16 @@ def penalize_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     負なら掛ける。
 
     Raises:
-        TypeError, ValueError: `penalty` が正の数でないとき。
+        TypeError, ValueError: `penalty` が正の数でないとき(0 に近すぎるか大きすぎて、logits が
+            あふれるときも)。
     """
     _require_positive(penalty, "repetition_penalty")
     if penalty == 1:
         return logits
     seen = logits.gather(-1, ids)
-    return logits.scatter(-1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+    logits = logits.scatter(-1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+    _require_finite(logits, f"repetition_penalty が極端で、logits があふれます: {penalty}")
+    return logits
 
 
 def single_token(model: GPT, cache: GPTCache, capacity: int) -> Step:
@@ -158,7 +162,7 @@ def single_token(model: GPT, cache: GPTCache, capacity: int) -> Step:
         cache: 書き出しを計算し終えたキャッシュ。
         capacity: 位置の数の上限。
     """
-    sublayers: list[tuple[Step, Step]] = []
+    sublayers: list[tuple[Sublayer, Step]] = []
     for module, stored in zip(model.layers, cache.layers, strict=True):
         layer = cast(EncoderLayer, module)
         attend = _single_attention(layer.self_attention, stored, capacity)
@@ -172,39 +176,53 @@ def single_token(model: GPT, cache: GPTCache, capacity: int) -> Step:
         x = F.embedding(token, embedding) + positions[position]  # (B, d)
         position += 1
         for sublayer, norm in sublayers:
-            x = x + sublayer(norm(x)) if norm_first else norm(x + sublayer(x))
+            x = sublayer(norm(x), x) if norm_first else norm(sublayer(x, x))
         return model.norm(x)
 
     return step
 
 
-def _single_attention(attention: MultiHeadAttention, cache: KVCache, capacity: int) -> Step:
-    room = (0, 0, 0, capacity - cache.length)
-    keys, values = (F.pad(kept, room) for kept in cache.stored())  # (B, H, 上限, d_k)
+def _single_attention(attention: MultiHeadAttention, cache: KVCache, capacity: int) -> Sublayer:
+    """x + 注意(h)。キーは、q K^T を並べ替えずに計算できるよう (B, H, d_k, 上限) に置く。"""
+    stored_keys, stored_values = cache.stored()  # (B, H, これまでの長さ, d_k)
+    rows, heads, end, d_k = stored_keys.shape
+    keys = stored_keys.new_empty(rows, heads, d_k, capacity)
+    values = stored_keys.new_empty(rows, heads, capacity, d_k)
+    keys[..., :end], values[:, :, :end] = stored_keys.transpose(2, 3), stored_values
+    keys_by_head, values_by_head = keys.flatten(0, 1), values.flatten(0, 1)
     maps = (attention.query, attention.key, attention.value)
-    weight, bias = torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])
-    out, end = (attention.out.weight, attention.out.bias), cache.length
+    weight, bias = (torch.cat([getattr(m, kind) for m in maps]) for kind in ("weight", "bias"))
+    weight[: attention.d_model] /= d_k**0.5  # スコアを sqrt(d_k) で割る代わりに、q を割っておく
+    bias[: attention.d_model] /= d_k**0.5
+    out = _single_residual(attention.out)
 
-    def attend(x: Tensor) -> Tensor:
+    def attend(h: Tensor, x: Tensor) -> Tensor:
         nonlocal end
-        q, k, v = F.linear(x, weight, bias).view(len(x), 3, attention.n_heads, 1, -1).unbind(1)
-        start, end = end, end + 1
-        keys[:, :, start:end], values[:, :, start:end] = k, v
-        heads = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end])
-        return F.linear(heads.reshape(x.shape), *out)
+        qkv = F.linear(h, weight, bias).view(rows, 3, heads, d_k)
+        q, keys[..., end], values[:, :, end] = qkv.unbind(1)
+        end += 1
+        scores = torch.bmm(q.reshape(-1, 1, d_k), keys_by_head[:, :, :end])  # (B H, 1, 長さ)
+        return out(torch.bmm(scores.softmax(-1), values_by_head[:, :end]).view(rows, -1), x)
 
     return attend
 
 
-def _single_ffn(ffn: FeedForward) -> Step:
-    inner, outer = ((m.weight, m.bias) for m in (ffn.inner, ffn.outer))
+def _single_ffn(ffn: FeedForward) -> Sublayer:
+    """x + FFN(h)。"""
+    weight, bias, outer = ffn.inner.weight, ffn.inner.bias, _single_residual(ffn.outer)
     activation = ACTIVATIONS[ffn.activation]
-    return lambda x: F.linear(activation(F.linear(x, *inner)), *outer)
+    return lambda h, x: outer(activation(F.linear(h, weight, bias)), x)
+
+
+def _single_residual(linear: nn.Linear) -> Sublayer:
+    """x + (W h + b)。W h を、出力の置き場にそのまま足しこむ。"""
+    weight, bias = linear.weight.t(), linear.bias
+    return lambda h, x: (x + bias).addmm_(h, weight)
 
 
 def _single_norm(norm: nn.LayerNorm) -> Step:
     settings = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    return lambda x: F.layer_norm(x, *settings)
+    return lambda x: torch.layer_norm(x, *settings)
 
 
 def is_plain(model: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from shared.attention import KVCache
 from shared.checks import require_int, require_number, require_rate, shown
 from shared.ids import require_ids
 from shared.transformer import ACTIVATIONS, EncoderLayer
+from shared.weights import require_state
 
 GPT2_VOCABULARY = 50_257
 PRESETS: dict[str, dict[str, Any]] = {
@@ -267,7 +268,7 @@ class GPT(nn.Module):
                 する(形からは分からないため)。
 
         Raises:
-            TypeError: 値がテンソルでない、型がまちまちか整数、`config` が GPTConfig でないとき。
+            TypeError: 対応でない、型がまちまちか整数、`config` が GPTConfig でないとき。
             ValueError: キーが足りない、余る、形が違うとき(すべての名前を挙げる)。寸法が分からない
                 とき。
         """
@@ -331,10 +332,9 @@ def _require_config(config: object) -> None:
 
 def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """名前から "transformer." を、中身から因果マスクなどの buffer を除いたもの。"""
+    require_state(state_dict, "state_dict")
     tensors = {}
     for key, value in state_dict.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"state_dict の {key} はテンソルにしてください: {shown(value)}")
         name = key.removeprefix("transformer.")
         if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)|position_ids", name):
             tensors[name] = value.detach()

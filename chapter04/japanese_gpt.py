@@ -20,7 +20,7 @@ from chapter04.generation import generate
 from chapter04.gpt import GPT, GPTConfig
 from chapter04.text import IGNORED
 from shared import weights
-from shared.checks import require_int, require_text, shown
+from shared.checks import require_int, require_seed, require_text, shown
 
 END, USER, ASSISTANT = SPECIAL_TOKENS = ("<|endoftext|>", "<|user|>", "<|assistant|>")
 WEIGHTS = Path(__file__).parent / "weights"
@@ -64,7 +64,7 @@ class JapaneseGPT:
                 収まらないとき。
         """
         require_int(n, "n", minimum=1)
-        generator = torch.Generator(self.device).manual_seed(require_int(seed, "seed", minimum=0))
+        generator = torch.Generator(self.device).manual_seed(require_seed(seed))
         ids = [self.end, *self.tokenizer.encode(normalise(require_text(prompt, "prompt"), "ja"))]
         if len(ids) >= (context := self.model.config.context):
             raise ValueError(
@@ -122,10 +122,14 @@ def log_probs(
     文脈の長さを超える列は窓に切り、窓のはじめのトークンは、前の窓の終わりのものとする。
 
     Raises:
-        TypeError: id が整数でないとき。
-        ValueError: 長さが 2 に満たない列がある、id が語彙の外のとき。
+        TypeError: id か `starts` が整数でないとき。
+        ValueError: 長さが 2 に満たない列がある、id が語彙の外、`starts` が列と合わないとき。
     """
     size = model.config.vocab_size
+    if starts is not None and len(starts) != len(sequences):
+        raise ValueError(
+            f"starts を sequences と同じ数にしてください: {len(starts)} 個と {len(sequences)} 個"
+        )
     rows: list[tuple[int, list[int], int]] = []  # (列の番号, 窓, 数え始める位置)
     for i, sequence in enumerate(sequences):
         name = f"sequences[{i}]"
@@ -134,7 +138,9 @@ def log_probs(
             raise ValueError(f"{name} は 2 トークン以上にしてください: {len(ids)}")
         if max(ids) >= size:
             raise ValueError(f"{name} の id は 0 以上 {size} 未満にしてください: {max(ids)}")
-        start = 1 if starts is None else starts[i]
+        start = 1 if starts is None else require_int(starts[i], f"starts[{i}]", minimum=1)
+        if start >= len(ids):
+            raise ValueError(f"starts[{i}] は {name} の長さ {len(ids)} 未満にしてください: {start}")
         for first in range(0, len(ids) - 1, model.config.context):
             cut = ids[first : first + model.config.context + 1]
             rows.append((i, cut, max(start - first, 1)))

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.checks import require_int, require_number, shown
+from shared.weights import require_state
 
 ATTENTION = ("query", "value")
 """既定の対象: 注意機構の W_q と W_v。論文の多くの実験と同じ。"""
@@ -183,17 +184,15 @@ def load_lora(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """`lora_state_dict` の行列を写しとる。
 
     Raises:
-        TypeError: 値がテンソルでないとき。
+        TypeError: `state` が名前とテンソルの対応でないとき。
         ValueError: LoRA が付いていない、差分を足しこんだままである、キーや形が合わない(合わないもの
             をすべて挙げる)とき。
     """
+    require_state(state, "state")
     layers = dict(_require_lora(model))
     if merged := [name for name, layer in layers.items() if layer.merged]:
         raise ValueError(f"先に unmerge_lora で差分を引いてください: {', '.join(merged)}")
     matrices = {f"{n}.{key}": getattr(layer, key) for n, layer in layers.items() for key in "AB"}
-    for name in matrices:
-        if name in state and not isinstance(state[name], Tensor):
-            raise TypeError(f"state の {name} はテンソルにしてください: {shown(state[name])}")
     problems = [f"{name} が足りません" for name in matrices if name not in state]
     problems += [f"{name} は余分です" for name in state if name not in matrices]
     problems += [
@@ -247,8 +246,11 @@ def weight_updates(
     """全部の重みを学習したときの差分 W - W_0 のうち、末尾が `targets` の線形写像のもの。
 
     Raises:
+        TypeError: 名前とテンソルの対応でないとき。
         ValueError: 当たる重みがない、`after` に足りない、形が違うとき。
     """
+    require_state(before, "before")
+    require_state(after, "after")
     endings = tuple(f"{target}.weight" for target in targets)
     names = [name for name in before if ".".join(name.split(".")[-2:]) in endings]
     if not names:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from shared.checks import require_number, shown
+from shared.weights import require_state
 
 State = Mapping[str, Tensor]
 
@@ -154,9 +155,7 @@ def _require_alike(states: Sequence[State], names: str | Sequence[str]) -> State
     if isinstance(names, str):
         names = [f"{names}[{i}]" for i in range(len(states))]
     for name, state in zip(names, states, strict=True):
-        tensors = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
-        if not tensors:
-            raise TypeError(f"{name} には名前とテンソルの対応を渡してください: {shown(state)}")
+        require_state(state, name)
         if not state:
             raise ValueError(f"{name} にテンソルがありません")
     first = states[0]

@@ -31,6 +31,7 @@ from chapter04.preferences import (
 )
 from chapter04.reward_model import RewardModel, last_position
 from shared.checks import require_int, require_number, require_rate
+from shared.device import seed_everything
 from shared.training import train
 
 # ---- 式 -------------------------------------------------------------------------------------
@@ -314,8 +315,7 @@ def train_ppo(
             f"ptx_weight = {config.ptx_weight}"
         )
     policy.require_ids(prompts, name="prompts")
-    torch.manual_seed(require_int(seed, "seed", minimum=0))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seed_everything(seed)
     reference = policy.eval()
     critic = reward if isinstance(reward, RewardModel) else RewardModel(policy)
     model = ActorCritic(copy.deepcopy(policy), copy.deepcopy(critic)).requires_grad_(True)

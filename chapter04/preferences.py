@@ -24,6 +24,7 @@ from chapter04.finetune import pad_rows
 from chapter04.generation import generate
 from chapter04.gpt import GPT, GPTConfig
 from shared.checks import require_int, require_number, shown
+from shared.device import seed_everything
 from shared.ids import require_ids
 from shared.training import to_device, train
 
@@ -300,8 +301,7 @@ def next_token_loss(model: GPT, ids: Tensor) -> Tensor:
 
 def base_policy(seed: int = 0, *, steps: int = 200, d_model: int = 32, n_layers: int = 2) -> GPT:
     """`strings` を事前学習した小さな GPT(選好を教える前の方策)。"""
-    torch.manual_seed(require_int(seed, "seed", minimum=0))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seed_everything(seed)
     config = GPTConfig(
         vocab_size=DIGITS + 1, context=1 + LENGTH, d_model=d_model, n_heads=4,
         n_layers=n_layers, dropout=0.0,

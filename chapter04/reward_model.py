@@ -27,6 +27,7 @@ from chapter04.preferences import (
     require_finite,
 )
 from shared.checks import require_int, shown
+from shared.device import seed_everything
 from shared.training import train
 
 
@@ -144,8 +145,7 @@ def train_reward_model(
         TypeError, ValueError: 引数が誤っている、`pairs` が空のとき。
     """
     require_int(steps, "steps", minimum=1)
-    torch.manual_seed(require_int(seed, "seed", minimum=0))
-    generator = torch.Generator().manual_seed(seed)
+    generator = seed_everything(seed)
     model = RewardModel(copy.deepcopy(gpt).requires_grad_(True))
     batches = PairBatches(pairs, batch_size, generator)
     settings: dict[str, Any] = {

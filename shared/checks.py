@@ -4,6 +4,8 @@ import math
 import operator
 from collections.abc import Iterable
 
+MAX_SEED = 2**32 - 1  # numpy.random.seed が受け取る上限
+
 
 def shown(value: object) -> str:
     """例外メッセージに載せる値の表記を返す(長いものは 60 文字で切る)。"""
@@ -89,6 +91,18 @@ def require_rate(value: object, name: str) -> float:
     if not 0.0 <= (number := require_number(value, name)) < 1.0:
         raise ValueError(f"{name} は 0 以上 1 未満にしてください: {value}")
     return number
+
+
+def require_seed(value: object, name: str = "seed") -> int:
+    """乱数の種にできる整数(0 から 2^32 - 1)か確かめて返す。
+
+    Raises:
+        TypeError: 整数でないとき。
+        ValueError: 範囲の外のとき。
+    """
+    if (seed := require_int(value, name, minimum=0)) > MAX_SEED:
+        raise ValueError(f"{name} は {MAX_SEED} 以下にしてください: {seed}")
+    return seed
 
 
 def require_many(values: object, name: str, kind: str = "並び") -> None:

@@ -12,13 +12,12 @@ import random
 import sys
 from typing import TYPE_CHECKING
 
-from shared.checks import require_int, shown
+from shared.checks import require_int, require_seed, shown
 
 if TYPE_CHECKING:
     import torch
 
 DEVICES = ("cuda", "mps", "cpu")
-MAX_SEED = 2**32 - 1  # numpy.random.seed が受け取る上限
 
 
 def prepare(seed: int = 0, threads: int | None = None) -> torch.device:
@@ -78,9 +77,7 @@ def seed_everything(seed: int = 0) -> torch.Generator:
     import numpy as np
     import torch
 
-    if require_int(seed, "seed", minimum=0) > MAX_SEED:
-        raise ValueError(f"seed は {MAX_SEED} 以下にしてください: {seed}")
-    random.seed(seed)
+    random.seed(require_seed(seed))
     np.random.seed(seed)  # noqa: NPY002  旧来の np.random を使うライブラリーのため
     torch.manual_seed(seed)  # CUDA と MPS の種も決まる
     return torch.Generator().manual_seed(seed)

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from shared.checks import shown
 from shared.files import write_atomically
 
 MANIFEST = "manifest.toml"
@@ -37,6 +38,22 @@ def unpack(data: bytes) -> dict[str, Tensor]:
         safetensors.SafetensorError: safetensors でないとき。
     """
     return {name: value.float() for name, value in load(data).items()}
+
+
+def require_state(state: object, name: str) -> None:
+    """`state` が、名前とテンソルの対応(state_dict)か確かめる。
+
+    Raises:
+        TypeError: 対応でない、値がテンソルでないとき。
+    """
+    if not isinstance(state, Mapping):
+        hint = "。モデルには .state_dict() を付けてください" if isinstance(state, nn.Module) else ""
+        raise TypeError(
+            f"{name} には名前とテンソルの対応を渡してください: {type(state).__name__}{hint}"
+        )
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} の {key} はテンソルにしてください: {shown(value)}")
 
 
 def store(folder: Path, name: str, data: bytes | str, facts: Mapping[str, Any]) -> None:

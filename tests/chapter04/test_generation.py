@@ -251,6 +251,8 @@ def test_sampled_frequencies_follow_the_filtered_distribution(options):
         ({"top_p": 0.0}, ValueError, "top_p は 0 より大きく 1 以下"),
         ({"top_p": 1.01}, ValueError, "top_p"),
         ({"repetition_penalty": 0}, ValueError, "repetition_penalty"),
+        ({"repetition_penalty": 1e-45}, ValueError, "repetition_penalty が極端.*1e-45"),
+        ({"repetition_penalty": 1e-300}, ValueError, "repetition_penalty が極端.*1e-300"),
         ({"stop": 23}, ValueError, "stop は 23 未満"),
         ({"stop": -1}, ValueError, "stop"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens は 1 以上"),

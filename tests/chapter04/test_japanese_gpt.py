@@ -65,6 +65,20 @@ def test_log_probs_refuse_other_ids(gpt, bad, error, words):
         log_probs(gpt.model, [[1, 2], bad])
 
 
+@pytest.mark.parametrize(
+    ("starts", "error", "words"),
+    [
+        ([1], ValueError, "starts を sequences と同じ数.*1 個と 2 個"),
+        ([1, 0], ValueError, r"starts\[1\] は 1 以上"),
+        ([1, 3], ValueError, r"starts\[1\] は sequences\[1\] の長さ 3 未満.*3"),
+        ([1, 1.0], TypeError, r"starts\[1\] には整数"),
+    ],
+)
+def test_log_probs_refuse_starts_outside_the_rows(gpt, starts, error, words):
+    with pytest.raises(error, match=words):
+        log_probs(gpt.model, [[1, 2], [1, 2, 3]], starts)
+
+
 def test_many_rows_keep_their_order(gpt):
     """64 列を超えても、値はもとの順に並ぶ。"""
     rows = [[i % 280, (7 * i) % 280, *([5] * (i % 9))] for i in range(130)]

@@ -13,6 +13,7 @@ from shared.checks import (
     require_many,
     require_number,
     require_rate,
+    require_seed,
     require_text,
     shown,
 )
@@ -176,3 +177,11 @@ def test_require_many():
     for value in ("猫", b"a", 3, None):
         with pytest.raises(TypeError, match=r"texts には文書の並びを.*\[ \] に入れる"):
             require_many(value, "texts", "文書の並び")
+
+
+def test_require_seed():
+    assert require_seed(0) == 0
+    assert require_seed(2**32 - 1) == 2**32 - 1
+    for value, error in ((-1, ValueError), (2**32, ValueError), (1.0, TypeError)):
+        with pytest.raises(error, match=f"seed .*{value}"):
+            require_seed(value)

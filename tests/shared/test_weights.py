@@ -58,3 +58,19 @@ def test_broken_manifest_is_refused(tmp_path, content):
     (tmp_path / "manifest.toml").write_bytes(content)
     with pytest.raises(ValueError, match=r"manifest\.toml"):
         weights.read(tmp_path, "a", "")
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (
+            nn.Linear(1, 1),
+            r"^state には名前とテンソルの対応を.*Linear。.*\.state_dict\(\) を付けて",
+        ),
+        ([torch.zeros(1)], "^state には名前とテンソルの対応を渡してください: list$"),
+        ({"a": torch.zeros(1), "b": 0.5}, r"^state の b はテンソルにしてください: 0\.5$"),
+    ],
+)
+def test_what_is_not_a_state_is_refused(state, words):
+    with pytest.raises(TypeError, match=words):
+        weights.require_state(state, "state")
