@@ -24,7 +24,7 @@ from chapter02.byte_level import (
     split_text,
 )
 from shared import datasets
-from shared.checks import require_int, require_text, shown
+from shared.checks import require_int, require_many, require_text, shown
 
 
 class ByteLevelBPE:
@@ -210,7 +210,7 @@ class ByteLevelBPE:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """id の並びを、つないだバイト列に戻す(例外は `decode` と同じ)。"""
-        ids = _require_iterable(ids, "ids", "id の並び")
+        ids = require_many(ids, "ids", "id の並び")
         numbers = [require_int(number, f"ids[{index}]") for index, number in enumerate(ids)]
         try:
             return b"".join([self._bytes[number] for number in numbers])
@@ -237,10 +237,9 @@ class ByteLevelBPE:
     def _allowed(self, allowed_special: Collection[str]) -> list[str]:
         if isinstance(allowed_special, str) and allowed_special == "all":
             return sorted(self.special_tokens, key=len, reverse=True)
-        names = _require_iterable(
-            allowed_special, "allowed_special", '"all" か特殊トークンの集まり'
-        )
-        for name in (names := [*names]):
+        kind = '"all" か特殊トークンの集まり'
+        names = [*require_many(allowed_special, "allowed_special", kind)]
+        for name in names:
             if require_text(name, "allowed_special の要素") not in self.special_tokens:
                 raise ValueError(
                     f"allowed_special に語彙にない特殊トークンがあります: {shown(name)}"
@@ -249,21 +248,13 @@ class ByteLevelBPE:
         return sorted(names, key=len, reverse=True)
 
 
-def _require_iterable(value: object, name: str, what: str) -> Iterable:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise TypeError(
-            f"{name} には{what}を渡してください: {shown(value)} ({type(value).__name__})"
-        )
-    return value
-
-
 def _each_text(texts: object) -> Iterator[str]:
-    for index, text in enumerate(_require_iterable(texts, "texts", "文字列の並び")):
+    for index, text in enumerate(require_many(texts, "texts", "文字列の並び")):
         yield require_text(text, f"texts[{index}]")
 
 
 def _require_special_tokens(special_tokens: object) -> tuple[str, ...]:
-    tokens = tuple(_require_iterable(special_tokens, "special_tokens", "文字列の並び"))
+    tokens = tuple(require_many(special_tokens, "special_tokens", "文字列の並び"))
     for index, token in enumerate(tokens):
         if not require_text(token, f"special_tokens[{index}]"):
             raise ValueError(f"special_tokens[{index}] が空文字列です")

@@ -19,7 +19,7 @@ from chapter02.longest_match import check_probabilities, greedy_longest_match
 from chapter02.sentencepiece_model import Kind, Normalizer, nmt_nfkc, read_model
 from chapter02.unigram_lattice import Edge, Lattice, viterbi
 from chapter02.unigram_training import train_unigram
-from shared.checks import require_int, require_number, require_text, shown
+from shared.checks import require_int, require_many, require_number, require_text, shown
 
 __all__ = ["Unigram", "greedy_longest_match"]
 
@@ -112,8 +112,7 @@ class Unigram:
             TypeError: `texts` が文字列の並びでない、数の引数が数でないとき。
             ValueError: 引数が範囲の外、または `vocab_size` が文字の種類の数に足りないとき。
         """
-        if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
-            raise TypeError(f"texts には文字列の並び(リストなど)を渡してください: {shown(texts)}")
+        require_many(texts, "texts", "文字列の並び(リストなど)")
         if normalization not in ("nmt_nfkc", "identity"):
             raise ValueError(
                 f'normalization は "nmt_nfkc" か "identity" にしてください: {shown(normalization)}'
@@ -255,8 +254,7 @@ class Unigram:
             TypeError: 整数の並びでないとき。
             ValueError: 語彙の範囲外の id があるとき。
         """
-        if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-            raise TypeError(f"ids には整数の並びを渡してください: {shown(ids)}")
+        require_many(ids, "ids", "整数の並び")
         text = ""
         pending = bytearray()  # まだ文字になっていないバイト
         stripping = self.normalizer is not None and self.normalizer.strips_leading_space

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from typing import Self
 
-from shared.checks import require_int, require_text, shown
+from shared.checks import require_int, require_many, require_text, shown
 
 Pair = tuple[str, str]
 
@@ -186,11 +186,8 @@ class _UnitCorpus:
 
 
 def _require_texts(values: object, name: str) -> list[str]:
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise TypeError(
-            f"{name} には文字列の並びを渡してください: {shown(values)} ({type(values).__name__})"
-        )
-    return [require_text(value, f"{name}[{index}]") for index, value in enumerate(values)]
+    many = require_many(values, name, "文字列の並び")
+    return [require_text(value, f"{name}[{index}]") for index, value in enumerate(many)]
 
 
 def _require_word_counts(word_counts: object) -> dict[str, int]:

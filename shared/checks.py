@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable
+from typing import Any
 
 MAX_SEED = 2**32 - 1  # numpy.random.seed が受け取る上限
 
@@ -105,8 +106,8 @@ def require_seed(value: object, name: str = "seed") -> int:
     return seed
 
 
-def require_many(values: object, name: str, kind: str = "並び") -> None:
-    """`values` が、一つの文字列でなく、並びか確かめる(文字列だと一文字ずつになってしまう)。
+def require_many(values: object, name: str, kind: str = "並び") -> Iterable[Any]:
+    """`values` が、一つの文字列でなく、並びか確かめて返す(文字列だと一文字ずつになってしまう)。
 
     Raises:
         TypeError: 並びでない、一つの str か bytes であるとき。
@@ -115,6 +116,7 @@ def require_many(values: object, name: str, kind: str = "並び") -> None:
         raise TypeError(
             f"{name} には{kind}を渡してください(一つなら [ ] に入れる): {shown(values)}"
         )
+    return values
 
 
 def _is_bool(value: object) -> bool:
