@@ -1,7 +1,8 @@
 """GPT の学習と生成の速さを transformers の GPT2LMHeadModel と比べ、KV キャッシュの効き目も測る。
 
-    python -m benchmarks.gpt            すべて測り、results/gpt.json に書いて表を出す
-    python -m benchmarks.gpt --quick    1 回ずつ測り、表を出すだけ
+    python -m benchmarks.gpt               すべて測り、results/gpt.json に書いて表を出す
+    python -m benchmarks.gpt --generation  生成だけ測り直し、学習の行は前のまま残す
+    python -m benchmarks.gpt --quick       1 回ずつ測り、表を出すだけ
 
 学習の 1 ステップは、埋め込みから交差エントロピー・逆伝播・AdamW(fused)まで。寸法、データ、
 ドロップアウトを掛ける場所と率は両者で同じにする(「配合」は chapter04.pretrain のとおり、速い
@@ -180,7 +181,9 @@ def main(arguments: list[str]) -> None:
     runs = 1 if "--quick" in arguments else 5
     me = ["python", "-m", "benchmarks.gpt", "--child"]
     rows: list[dict] = []
-    for context, dropout, ours, peer in TRAINING:
+    if kept := "--generation" in arguments:
+        rows = [row for row in json.loads(RESULT.read_text("utf-8")) if row["work"] == "train"]
+    for context, dropout, ours, peer in () if kept else TRAINING:
         sizes = [str(context), str(dropout)]
         result = compare(
             [*me, "train", "ours", *sizes, ours], [*me, "train", "peer", *sizes, peer], runs
