@@ -76,15 +76,13 @@ def generate(  # noqa: PLR0917
         tokens[:, : ids.shape[1]] = ids
         finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         cache = model.new_cache() if use_cache else None
-        hidden = model.hidden(tokens[:, : ids.shape[1]], cache)[:, -1]  # (B, d)
+        logits = model.output(model.hidden(tokens[:, : ids.shape[1]], cache)[:, -1])  # (B, V)
+        # 重みが壊れていれば、はじめから壊れている
+        _require_finite(logits, "model の logits が有限ではありません。重みを確かめてください")
         advance = _advance(model, cache, total)
         for end in range(ids.shape[1], total):
-            logits = model.output(hidden).float()  # (B, V)
-            if end == ids.shape[1]:  # 重みが壊れていれば、はじめから壊れている
-                _require_finite(
-                    logits, "model の logits が有限ではありません。重みを確かめてください"
-                )
-            logits = penalize_repetition(logits, tokens[:, :end], repetition_penalty)
+            seen = tokens[:, :end]
+            logits = penalize_repetition(logits.float(), seen, repetition_penalty)
             if top_k == 1:
                 chosen = logits.argmax(dim=-1)
             else:
@@ -97,7 +95,7 @@ def generate(  # noqa: PLR0917
                     break
             tokens[:, end] = chosen
             if end + 1 < total:
-                hidden = advance(tokens[:, : end + 1])
+                logits = advance(tokens, end + 1)
     return tokens.clone()  # 勾配の計算にも使える、ふつうのテンソルにする
 
 
@@ -151,9 +149,9 @@ def penalize_repetition(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
 
 
 def single_token(model: GPT, cache: GPTCache, capacity: int) -> Step:
-    """次の位置のトークン (B,) から最後の値 (B, d) を求める関数。続けて呼ぶと、一つずつ先へ進む。
+    """次の位置のトークン (B,) から logits (B, V) を求める関数。続けて呼ぶと、一つずつ先へ進む。
 
-    `GPT.hidden` にキャッシュを渡すのと同じ計算である。クエリー・キー・バリューの写像を一つの行列に
+    GPT にキャッシュを渡すのと同じ計算である。クエリー・キー・バリューの写像を一つの行列に
     まとめ、キーとバリューの置き場をはじめに全部とっておく。そのため、作った後に重みや `cache` を
     変えても反映されない。
 
@@ -169,6 +167,7 @@ def single_token(model: GPT, cache: GPTCache, capacity: int) -> Step:
         sublayers.append((attend, _single_norm(layer.residual_1.norm)))
         sublayers.append((_single_ffn(layer.ffn), _single_norm(layer.residual_2.norm)))
     norm_first, position = model.config.norm_first, cache.length
+    last = _single_norm(model.norm) if isinstance(model.norm, nn.LayerNorm) else model.norm
     embedding, positions = model.token_embedding.weight, model.position_embedding.weight
 
     def step(token: Tensor) -> Tensor:
@@ -177,7 +176,7 @@ def single_token(model: GPT, cache: GPTCache, capacity: int) -> Step:
         position += 1
         for sublayer, norm in sublayers:
             x = sublayer(norm(x), x) if norm_first else norm(sublayer(x, x))
-        return model.norm(x)
+        return F.linear(last(x), model.output.weight)
 
     return step
 
@@ -222,7 +221,7 @@ def _single_residual(linear: nn.Linear) -> Sublayer:
 
 def _single_norm(norm: nn.LayerNorm) -> Step:
     settings = (norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    return lambda x: torch.layer_norm(x, *settings)
+    return lambda x: torch.native_layer_norm(x, *settings)[0]
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -233,14 +232,14 @@ def is_plain(model: nn.Module) -> bool:
     )
 
 
-def _advance(model: GPT, cache: GPTCache | None, capacity: int) -> Step:
-    """これまでの id (B, t) から、最後の位置の値 (B, d) を求める関数。"""
+def _advance(model: GPT, cache: GPTCache | None, capacity: int) -> Callable[[Tensor, int], Tensor]:
+    """id (B, 上限) と、決まった数 `end` から、その次の logits (B, V) を求める関数。"""
     if cache is None:
-        return lambda tokens: model.hidden(tokens)[:, -1]
+        return lambda tokens, end: model.output(model.hidden(tokens[:, :end])[:, -1])
     if not is_plain(model):
-        return lambda tokens: model.hidden(tokens[:, -1:], cache)[:, -1]
+        return lambda tokens, end: model(tokens[:, end - 1 : end], cache)[:, -1]
     step = single_token(model, cache, capacity)
-    return lambda tokens: step(tokens[:, -1])
+    return lambda tokens, end: step(tokens[:, end - 1])
 
 
 def _require_positive(value: float, name: str) -> None:

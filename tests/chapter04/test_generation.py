@@ -87,7 +87,7 @@ def test_single_token_equals_the_model(norm_first):
     model.hidden(ids[:, :3], cache)
     step = single_token(model, cache, 8)
     steps = torch.stack([step(ids[:, t]) for t in range(3, 8)], dim=1)
-    torch.testing.assert_close(steps, model.hidden(ids)[:, 3:], atol=1e-12, rtol=0)
+    torch.testing.assert_close(steps, model(ids)[:, 3:], atol=1e-12, rtol=0)
 
 
 def test_changed_parts_are_not_skipped():
