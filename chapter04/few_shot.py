@@ -31,7 +31,7 @@ def tables(seed: int = 0) -> Tensor:
     """暗号表 (TABLES, 10)。値は `KANA` の番号で、表ごと・漢数字ごとに独立に選ぶ。
 
     Raises:
-        TypeError: `seed` が整数でないとき。
+        TypeError, ValueError: `seed` が 0 から 2^32 - 1 の整数でないとき。
     """
     generator = torch.Generator().manual_seed(require_seed(seed))
     return torch.randint(len(KANA), (TABLES, len(DIGITS)), generator=generator)

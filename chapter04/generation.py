@@ -176,7 +176,7 @@ def single_token(model: GPT, cache: GPTCache, capacity: int) -> Step:
         position += 1
         for sublayer, norm in sublayers:
             x = sublayer(norm(x), x) if norm_first else norm(sublayer(x, x))
-        return F.linear(last(x), model.output.weight)
+        return F.linear(last(x), model.output.weight, model.output.bias)
 
     return step
 
@@ -191,8 +191,8 @@ def _single_attention(attention: MultiHeadAttention, cache: KVCache, capacity: i
     keys_by_head, values_by_head = keys.flatten(0, 1), values.flatten(0, 1)
     maps = (attention.query, attention.key, attention.value)
     weight, bias = (torch.cat([getattr(m, kind) for m in maps]) for kind in ("weight", "bias"))
-    weight[: attention.d_model] /= d_k**0.5  # スコアを sqrt(d_k) で割る代わりに、q を割っておく
-    bias[: attention.d_model] /= d_k**0.5
+    for part in (weight, bias):
+        part[: attention.d_model] /= d_k**0.5  # スコアを sqrt(d_k) で割る代わりに、q を割っておく
     out = _single_residual(attention.out)
 
     def attend(h: Tensor, x: Tensor) -> Tensor:
